@@ -1,0 +1,197 @@
+"""The command line: `genray COMMAND …`. Heavy libraries are imported by the commands that need them."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional
+
+from genray import configure
+from genray.settings import UserError
+
+STARTED = time.time()
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train an encoder on views that generators render, judge it and export it.
+
+    Any field of the configuration can be set as `--dotted.path VALUE`; `genray fields` lists them.
+    """
+
+    preset: Positional[str]
+    """Preset, TOML file or run directory."""
+    dry_run: bool = False
+    """Resolve and check, print what follows, ask Ray whether it can be placed, write config.json, and stop."""
+    address: str | None = None
+    """Ray cluster to join; RAY_ADDRESS, else one started on this machine, where it is not given."""
+
+    def __call__(self, overrides: Sequence[str]) -> None:
+        from genray.fit import dry_run, fit
+
+        config = configure.load(self.preset, overrides)
+        if self.dry_run:
+            dry_run(config, self.address)
+        else:
+            _print_report(fit(config, address=self.address, started=STARTED))
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Judge a run's encoder on labelled images, beside the untrained encoder and raw pixels."""
+
+    run: Positional[Path]
+    """Run directory."""
+
+    def __call__(self, overrides: Sequence[str]) -> None:
+        from genray.runs import evaluate_run
+
+        _no_overrides(overrides)
+        _print_probes(evaluate_run(self.run))
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a run's backbone as a directory that timm loads, and as torchvision's ResNet where it is one."""
+
+    run: Positional[Path]
+    """Run directory."""
+    to: Path | None = None
+    """Where to; the run's export/ where it is not given."""
+
+    def __call__(self, overrides: Sequence[str]) -> None:
+        from genray.runs import export_run
+
+        _no_overrides(overrides)
+        for line in export_run(self.run, self.to):
+            print(line)
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Draw a grid of anchors, their latent views and their augmented views."""
+
+    preset: Positional[str]
+    """Preset, TOML file or run directory."""
+    out: Path = Path("preview.png")
+    """PNG file to write."""
+    anchors: int = 8
+    """Rows."""
+
+    def __call__(self, overrides: Sequence[str]) -> None:
+        from genray.runs import draw
+
+        draw(configure.load(self.preset, overrides), self.out, self.anchors)
+        print(self.out)
+
+
+@dataclass(frozen=True)
+class List:
+    """Show the runs of a directory and their state."""
+
+    directory: Positional[Path] = Path("runs")
+    """Directory that holds the runs."""
+
+    def __call__(self, overrides: Sequence[str]) -> None:
+        from genray.rundir import runs
+
+        _no_overrides(overrides)
+        if not self.directory.is_dir():
+            raise UserError(f"directory must exist, got {str(self.directory)!r}")
+        rows = [run.state() for run in runs(self.directory)]
+        width = max((len(row["name"]) for row in rows), default=4)
+        print(f"{'run':{width}}  {'state':9}  {'step':>13}  {'loss':>7}  {'kNN':>6}")
+        for row in rows:
+            step = f"{row['step']}/{row['steps']}"
+            loss = "" if row["loss"] is None else f"{row['loss']:.3f}"
+            knn = "" if row["knn"] is None else f"{row['knn']:.1%}"
+            print(f"{row['name']:{width}}  {row['state']:9}  {step:>13}  {loss:>7}  {knn:>6}")
+
+
+@dataclass(frozen=True)
+class Presets:
+    """List the shipped presets."""
+
+    def __call__(self, overrides: Sequence[str]) -> None:
+        _no_overrides(overrides)
+        for name, path in configure.presets().items():
+            print(f"{name:24} {path.read_text().splitlines()[0].lstrip('# ')}")
+
+
+@dataclass(frozen=True)
+class Fields:
+    """List every field of the configuration with its default and its meaning."""
+
+    def __call__(self, overrides: Sequence[str]) -> None:
+        _no_overrides(overrides)
+        print(configure.reference())
+
+
+Command = (
+    Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Preview, tyro.conf.subcommand("preview")]
+    | Annotated[List, tyro.conf.subcommand("list")]
+    | Annotated[Presets, tyro.conf.subcommand("presets")]
+    | Annotated[Fields, tyro.conf.subcommand("fields")]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command. Exits with 2 for what the user can mend, 1 for a failure, without a traceback for either."""
+    command, overrides = tyro.cli(
+        Command,  # type: ignore[arg-type]
+        prog="genray",
+        description="Train visual representations without a dataset: generators render the views.",
+        args=arguments,
+        return_unknown_args=True,
+        config=(tyro.conf.OmitSubcommandPrefixes,),
+    )
+    from genray.fit import RunFailed
+
+    try:
+        command(overrides)
+    except UserError as error:
+        _fail(str(error), 2)
+    except RunFailed as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    _print_probes(report["probes"])
+    seconds, first = report["seconds_total"], report["seconds_to_first_step"].get("total")
+    until = f", {first:.0f} s of them before the first step" if first else ""
+    print(f"{report['steps']} steps in {seconds:.0f} s{until}; {report['images_per_s']:,.0f} images/s while training")
+    print(
+        f"report  {report['directory']}/report.json\nencoder {report['directory']}/export\nMLflow  {report['mlflow']}"
+    )
+
+
+def _print_probes(probes: dict[str, dict[str, float]]) -> None:
+    if probes:
+        print(f"{'unseen images':16}{'kNN':>8}{'linear':>9}")
+    for name, found in probes.items():
+        print(f"{name.replace('_', ' '):16}{found['knn']:8.1%}{found['linear']:9.1%}")
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"genray: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _no_overrides(overrides: Sequence[str]) -> None:
+    if overrides:
+        raise UserError(f"this command takes no {overrides[0]!r}")
+
+
+if __name__ == "__main__":
+    main()

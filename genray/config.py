@@ -1,0 +1,296 @@
+"""A run as one frozen value: every field that may be set, what it means, and the rules that values must keep.
+
+Reading a configuration needs neither torch nor ray nor mlflow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from genray.latents import Gaussian, LatentView
+from genray.settings import ConfigError, settings
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Amount = Annotated[float, Field(ge=0)]
+
+
+@settings
+class BigGANGenerator:
+    """BigGAN-deep through pytorch-pretrained-biggan: the embedded digit scenes, the published weights or your own."""
+
+    kind: Literal["biggan"] = "biggan"
+    model: str = "digit-scenes"
+    """`digit-scenes` (embedded), `biggan-deep-128`, `-256`, `-512`, or a directory with config.json and weights."""
+    truncation: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Scale of the anchors' latents, and the batch-norm statistics that go with it."""
+    micro_batch: Positive = 64
+    """Images rendered at once; fixed for the life of a run, so that the pixels are."""
+
+
+@settings
+class CustomGenerator:
+    """A generator of your own: `target` is called with `options` and must return a `genray.generators.Generator`."""
+
+    kind: Literal["custom"] = "custom"
+    target: str = ""
+    """Import path of the factory, `package.module:factory`."""
+    image_size: Positive = 256
+    """Pixels of a side."""
+    latent_dim: Positive = 512
+    """Numbers in a latent."""
+    num_classes: Annotated[int, Field(ge=0)] = 0
+    """Classes it is conditioned on; 0 for none."""
+    truncation: Annotated[float, Field(gt=0)] = 1.0
+    """Scale of the anchors' latents."""
+    micro_batch: Positive = 64
+    """Images rendered at once."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the factory."""
+
+
+@settings
+class Generators:
+    """Where and how many generators run. May change when a run is resumed."""
+
+    mode: Literal["pool", "inline"] = "pool"
+    """`pool`: actors that render into a stream. `inline`: each learner renders its own tickets, on its own device."""
+    num: Positive | tuple[Positive, Positive] = 1
+    """Generator actors: a number, or [min, max] to let Ray Data follow the learners."""
+    num_gpus: Amount = 1
+    """GPUs of each generator; fractions share one."""
+    num_cpus: Amount = 1
+    """CPUs of each generator."""
+    look_ahead_mib: Positive = 1024
+    """Rendered blocks kept ready for the learners, in MiB."""
+
+
+@settings
+class Stream:
+    """Which anchors are shown, in what portions."""
+
+    batch_size: Annotated[int, Field(gt=1)] = 256
+    """Anchors of one optimiser step, over all learners."""
+    num_views: Annotated[int, Field(ge=2, le=256)] = 2
+    """Views of each anchor; the first is the anchor itself."""
+    num_anchors: Annotated[int, Field(gt=1)] | None = None
+    """Size of the population; endless where it is not given."""
+    num_neighbors: Positive | None = None
+    """Neighbours of each anchor; a fresh one for each showing where it is not given."""
+    ticket_batches: Positive = 4
+    """Batches rendered as one block."""
+
+
+@settings
+class Augment:
+    """Pixel augmentation: the numbers of a policy, any of which may be replaced."""
+
+    policy: Literal["genrep", "simclr", "digits", "none"] = "genrep"
+    """`genrep` (the paper's), `simclr`, `digits` (no flip, mild), or `none` (resize and normalise)."""
+    size: Positive | None = None
+    """Pixels of a side after cropping; .875 of the image where it is not given (the whole image for digits, none)."""
+    scale: tuple[Share, Share] | None = None
+    """Share of the area that a crop keeps, [least, most]."""
+    flip: Share | None = None
+    """Probability of a horizontal flip."""
+    jitter: tuple[Amount, Amount, Amount, Annotated[float, Field(ge=0, le=0.5)]] | None = None
+    """Strength of brightness, contrast, saturation and hue."""
+    jitter_probability: Share | None = None
+    """Probability of the colour jitter."""
+    grey: Share | None = None
+    """Probability of losing the colour."""
+    blur: Share | None = None
+    """Probability of a Gaussian blur."""
+
+
+@settings
+class Objective:
+    """The contrastive loss; with more than two views it is the multi-positive one."""
+
+    kind: Literal["simclr", "supcon"] = "simclr"
+    """`simclr`: the views of one anchor attract. `supcon`: all views of one class do."""
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+    base_temperature: Annotated[float, Field(gt=0)] = 0.07
+    """The loss is scaled by temperature / base_temperature."""
+
+
+@settings
+class Model:
+    """The encoder that is trained, and how it computes."""
+
+    backbone: str = "resnet50"
+    """Any timm model name."""
+    model_args: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of `timm.create_model`."""
+    projection: tuple[Positive, Positive] = (2048, 128)
+    """Width of the projection head's hidden layer and of its output."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the forward pass."""
+    channels_last: bool = True
+    sync_batch_norm: bool = False
+    """Batch-norm statistics over all learners."""
+    compile: bool = False
+    """Compile the encoder with torch.compile."""
+
+
+@settings
+class SGD:
+    """Plain momentum SGD, the paper's optimiser."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: Annotated[float, Field(gt=0)] = 0.03
+    momentum: Share = 0.9
+    weight_decay: Amount = 1e-4
+
+
+@settings
+class LARS:
+    """Layer-wise adaptive SGD, for large batches (You, Gitman, Ginsburg, arXiv 1708.03888)."""
+
+    kind: Literal["lars"] = "lars"
+    lr: Annotated[float, Field(gt=0)] = 0.3
+    momentum: Share = 0.9
+    weight_decay: Amount = 1e-6
+    trust: Annotated[float, Field(gt=0)] = 1e-3
+
+
+@settings
+class AdamW:
+    """AdamW."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    weight_decay: Amount = 1e-2
+
+
+Optimizer = Annotated[SGD | LARS | AdamW, Field(discriminator="kind")]
+
+
+@settings
+class Training:
+    """How long, and what is kept."""
+
+    steps: Positive = 10_000
+    """Optimiser steps; the run consumes steps x batch_size anchors."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the learning rate rises from zero."""
+    final_lr: Share = 1e-3
+    """Share of the learning rate that the cosine ends at."""
+    checkpoint_every: Positive = 1000
+    """Steps between checkpoints, rounded up to whole rounds of tickets."""
+    log_every: Positive = 20
+    """Steps between two lines of progress."""
+
+
+@settings
+class Learners:
+    """Where and how many learners run. May change when a run is resumed."""
+
+    num_workers: Positive = 1
+    """Data-parallel learners."""
+    num_gpus: Amount = 1
+    """GPUs of each learner; fractions share one."""
+    num_cpus: Amount = 1
+    """CPUs of each learner."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Restarts of the learners from the last checkpoint before the run gives up."""
+    keep: Positive = 2
+    """Checkpoints kept."""
+
+
+@settings
+class Probe:
+    """How the representation is judged on labelled images it was not trained on."""
+
+    data: Literal["digit-scenes"] | None = None
+    """Labelled images to judge on; none where it is not given."""
+    every: Positive = 1000
+    """Steps between two quick kNN probes."""
+    neighbors: Positive = 10
+    """Neighbours that vote."""
+    images: Annotated[int, Field(ge=100)] = 4000
+    """Labelled images the classifiers learn from."""
+
+
+@settings
+class Tracking:
+    """MLflow. May change when a run is resumed."""
+
+    mlflow: bool = True
+    """Record the run in MLflow."""
+    uri: str | None = None
+    """Tracking server or store; MLFLOW_TRACKING_URI, else a database beside the runs, where it is not given."""
+    experiment: str = "genray"
+    """MLflow experiment."""
+
+
+@settings
+class Config:
+    """Everything that decides a run."""
+
+    name: str
+    """Name of the run and of its directory; the same name again resumes it."""
+    storage_path: str = "runs"
+    """Directory that holds the runs; on a cluster, one that all nodes see."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    generator: Annotated[BigGANGenerator | CustomGenerator, Field(discriminator="kind")] = BigGANGenerator()
+    view: LatentView = Gaussian()
+    stream: Stream = Stream()
+    augment: Augment = Augment()
+    objective: Objective = Objective()
+    model: Model = Model()
+    optimizer: Optimizer = SGD()
+    training: Training = Training()
+    probe: Probe = Probe()
+    generators: Generators = Generators()
+    learners: Learners = Learners()
+    tracking: Tracking = Tracking()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, every default spelt out."""
+        return ADAPTER.dump_python(self, mode="json")
+
+
+MAY_CHANGE = ("storage_path", "generators", "learners", "tracking", "training.log_every")
+"""Paths of the fields with which a run may be resumed although they differ."""
+
+ADAPTER = TypeAdapter(Config)
+
+
+def check(config: Config) -> None:
+    """The rules that tie several fields together; raises ConfigError."""
+    stream, workers = config.stream, config.learners.num_workers
+    if not config.name or Path(config.name).name != config.name or config.name in (".", ".."):
+        raise ConfigError(f"name must be a single directory name, got {config.name!r}")
+    if stream.batch_size % workers:
+        raise ConfigError(
+            f"stream.batch_size must be a multiple of learners.num_workers ({workers}), got {stream.batch_size}; "
+            f"the nearest is {round(stream.batch_size / workers) * workers or workers}"
+        )
+    if stream.batch_size // workers < 2 and config.objective.kind == "simclr":
+        raise ConfigError(f"stream.batch_size must be at least 2 anchors per learner, got {stream.batch_size}")
+    if isinstance(config.generators.num, tuple) and config.generators.num[0] > config.generators.num[1]:
+        raise ConfigError(f"generators.num must be [min, max] with min <= max, got {list(config.generators.num)}")
+    if config.augment.scale and config.augment.scale[0] > config.augment.scale[1]:
+        raise ConfigError(f"augment.scale must be [least, most] in order, got {list(config.augment.scale)}")
+    if config.training.warmup_steps > config.training.steps:
+        raise ConfigError(
+            f"training.warmup_steps must be at most training.steps ({config.training.steps}), "
+            f"got {config.training.warmup_steps}"
+        )
+    if stream.num_anchors is not None and stream.num_anchors < stream.batch_size:
+        raise ConfigError(
+            f"stream.num_anchors must be at least stream.batch_size ({stream.batch_size}), or an anchor would be its "
+            f"own negative, got {stream.num_anchors}"
+        )
+    if config.probe.neighbors > config.probe.images:
+        raise ConfigError(
+            f"probe.neighbors must be at most probe.images ({config.probe.images}), got {config.probe.neighbors}"
+        )
+    if isinstance(config.generator, CustomGenerator) and config.generator.target.count(":") != 1:
+        raise ConfigError(f"generator.target must be `package.module:factory`, got {config.generator.target!r}")

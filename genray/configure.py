@@ -1,0 +1,212 @@
+"""Where configurations come from: presets, TOML files and run directories, with dotted overrides on top."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import time
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+from pydantic import ValidationError
+
+from genray.config import ADAPTER, Config, check
+from genray.settings import ConfigError
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+def presets() -> dict[str, Path]:
+    """Shipped presets by name."""
+    return {path.stem: path for path in sorted(PRESETS.glob("*.toml"))}
+
+
+def load(source: str, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a preset, TOML file or run directory, with `--dotted.path value` overrides.
+
+    A run that is given no name gets the source's, with the time.
+
+    Raises:
+        ConfigError: the source does not exist or cannot be read, or a value breaks a rule.
+    """
+    values = _override(_read(source), parse_overrides(overrides))
+    values.setdefault("name", f"{Path(source).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
+    return build(values)
+
+
+def build(values: Mapping[str, Any]) -> Config:
+    """A checked configuration from nested dictionaries; raises ConfigError on the first broken rule."""
+    try:
+        config = ADAPTER.validate_python(dict(values))
+    except ValidationError as error:
+        raise ConfigError(_explain(error, values)) from None
+    check(config)
+    return config
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """`--a.b value` and `--a.b=value` pairs as {path: value}; values are read as TOML, else kept as text."""
+    found: dict[str, Any] = {}
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("--"):
+            raise ConfigError(f"an override must look like --path.to.field VALUE, got {argument!r}")
+        path, assigned, text = argument[2:].partition("=")
+        if not assigned:
+            text = next(rest, "")
+            if not text:
+                raise ConfigError(f"--{path} must be followed by a value")
+        found[path.replace("-", "_")] = _value(text)
+    return found
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted paths at which two configurations differ, with both values."""
+    for key in sorted(ours.keys() | theirs.keys()):
+        a, b, here = ours.get(key), theirs.get(key), f"{path}{key}"
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            yield from differences(a, b, f"{here}.")
+        elif a != b:
+            yield here, a, b
+
+
+def _value(text: str) -> Any:
+    if text.lower() in ("none", "null"):
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _read(source: str) -> dict[str, Any]:
+    path = Path(source)
+    if path.is_dir():
+        path = path / "config.json"
+    elif source in presets():
+        path = presets()[source]
+    elif path.suffix not in (".toml", ".json"):
+        raise ConfigError(
+            f"the preset must be one of {', '.join(presets())}, or a TOML file, got {source!r}"
+            + _near(source, presets())
+        )
+    try:
+        text = path.read_text()
+        return json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except FileNotFoundError:
+        raise ConfigError(f"{path} must be a file that exists") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} must be readable {path.suffix[1:].upper()}: {error}") from None
+
+
+def _override(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    for path, value in overrides.items():
+        *parents, leaf = path.split(".")
+        node = values
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{path} must name a field, but {parent} holds the value {node!r}")
+        if leaf == "kind" and node.get("kind") != value:
+            node.clear()  # the numbers of another kind mean nothing here
+        node[leaf] = value
+    return values
+
+
+def _near(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), 1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _explain(error: ValidationError, values: Mapping[str, Any]) -> str:
+    """The first broken rule in one line: `<path> must <rule>, got <value>`, and the remedy where one is near."""
+    first = error.errors()[0]
+    path, given = _path(first["loc"]), first["input"]
+    if first["type"] == "unexpected_keyword_argument":
+        section, _, leaf = path.rpartition(".")
+        known = _fields_at(section, values)
+        remedy = _near(leaf, known) or f"; it has {', '.join(known)}"
+        return f"{path} must be a field of {section or 'the configuration'}{remedy}"
+    if first["type"] == "union_tag_invalid":
+        tags = first["ctx"]["expected_tags"].replace("'", "").split(", ")
+        tag = first["ctx"]["tag"]
+        return f"{path}.kind must be one of {', '.join(tags)}, got {tag!r}{_near(tag, tags)}"
+    if first["type"] in ("missing", "missing_argument"):
+        return f"{path} must be given"
+    if first["type"] in ("dataclass_type", "union_tag_not_found", "dict_type"):
+        return f"{path} must be a section of fields, got {given!r}"
+    if first["type"] == "literal_error":
+        choices = [word.strip("' ") for word in first["ctx"]["expected"].replace(" or ", ", ").split(", ")]
+        return f"{path} must be one of {', '.join(choices)}, got {given!r}{_near(str(given), choices)}"
+    rule = first["msg"].removeprefix("Input should be ").removeprefix("a valid ").split(", ")[0]
+    return f"{path} must be {_ARTICLES.get(rule, rule)}, got {given!r}"
+
+
+_ARTICLES = {"integer": "an integer", "number": "a number", "string": "a text", "boolean": "true or false"}
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """The dotted path of an error, without the names of union members that pydantic puts in between."""
+    owners: list[Any] = [Config]
+    path: list[str] = []
+    for step in location:
+        known = {name: hint for owner in owners for name, hint in _hints(owner).items()}
+        if isinstance(step, str) and step in known:
+            owners = [member for member in _members(known[step]) if is_dataclass(member)]
+            path.append(step)
+        elif isinstance(step, int) or (owners and step not in map(_kind, owners)):
+            path.append(str(step))
+    return ".".join(path)
+
+
+def _fields_at(section: str, values: Mapping[str, Any]) -> list[str]:
+    """Names of the fields of a dotted section, of the kind chosen in `values`."""
+    owner: Any = Config
+    node: Any = values
+    for step in filter(None, section.split(".")):
+        node = node.get(step, {}) if isinstance(node, Mapping) else {}
+        candidates = [member for member in _members(_hints(owner)[step]) if is_dataclass(member)]
+        kind = node.get("kind") if isinstance(node, Mapping) else None
+        owner = next((member for member in candidates if _kind(member) == kind), candidates[0])
+    return [f.name for f in fields(owner)]
+
+
+def reference() -> str:
+    """Every field with its default and its meaning, by section."""
+    lines: list[str] = []
+    for name, hint in _hints(Config).items():
+        members = [member for member in _members(hint) if is_dataclass(member)]
+        if not members:
+            lines.append(_field_line(Config, name))
+        for member in members:
+            kind = f"  (kind = {_kind(member)!r})" if len(members) > 1 else ""
+            lines += ["", f"[{name}]{kind}  {(member.__doc__ or '').splitlines()[0]}"]
+            lines += [_field_line(member, f.name) for f in fields(member) if f.name != "kind" or not kind]
+    return "\n".join(lines)
+
+
+def _field_line(owner: Any, name: str) -> str:
+    info = owner.__pydantic_fields__[name]
+    default = "required" if info.is_required() else json.dumps(info.get_default(call_default_factory=True))
+    return f"  {name} = {default}".ljust(36) + f"  {info.description or ''}".rstrip()
+
+
+def _hints(owner: Any) -> dict[str, Any]:
+    return get_type_hints(owner, include_extras=True)
+
+
+def _kind(member: Any) -> Any:
+    return member.__pydantic_fields__["kind"].default if "kind" in member.__pydantic_fields__ else None
+
+
+def _members(hint: Any) -> list[Any]:
+    """The types that an annotation allows."""
+    if get_origin(hint) is Annotated:
+        return _members(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):
+        return [member for arg in get_args(hint) for member in _members(arg)]
+    return [hint]

@@ -1,0 +1,224 @@
+"""A run from end to end: configuration in, trained encoder, report and MLflow run out."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from genray import cluster
+from genray.config import Config
+from genray.console import Progress
+from genray.plan import Plan
+from genray.rundir import RunDirectory, write_atomically
+from genray.settings import UserError
+from genray.tracking import Tracker
+
+if TYPE_CHECKING:
+    import ray.data
+
+PACKAGES = ("genray", "ray", "torch", "torchvision", "timm", "mlflow", "numpy")
+
+
+class RunFailed(Exception):
+    """Training ended with an error that the user cannot mend by another command."""
+
+
+@dataclass(frozen=True)
+class TicketsLeft:
+    """Makes the stream from where the last checkpoint ends; Ray Train's controller calls it when learners start."""
+
+    config: Config
+
+    def __call__(self) -> ray.data.Dataset:
+        from genray import checkpoint, stream
+
+        plan = Plan.of(self.config)
+        last = checkpoint.last(RunDirectory.of(self.config).path)
+        place = checkpoint.read_place(last) if last else checkpoint.Place()
+        return stream.blocks(self.config, plan, place.next_ticket)
+
+
+def fit(
+    config: Config,
+    *,
+    address: str | None = None,
+    say: Callable[[str], None] = print,
+    started: float | None = None,
+) -> dict[str, Any]:
+    """Train, judge, export and record one run; the same name again resumes it.
+
+    Args:
+        config: what to run.
+        address: Ray cluster to join, where it is neither RAY_ADDRESS nor one to be started here.
+        say: takes lines for the user.
+        started: when the command began, unix seconds; the report's start-up times count from there.
+
+    Returns:
+        The report, also written to `report.json`.
+
+    Raises:
+        UserError: the request cannot be run as it stands.
+        RunFailed: training failed; a checkpoint, if there is one, stays.
+    """
+    started = started or time.time()
+    plan, run = Plan.of(config), RunDirectory.of(config)
+    run.claim(config)
+    with run.locked():
+        if run.report.exists():
+            say(f"{config.name} is finished; choose another --name to train again")
+            return cast("dict[str, Any]", json.loads(run.report.read_text()))
+        return _fit(config, plan, run, address, say, started)
+
+
+def dry_run(config: Config, address: str | None = None, say: Callable[[str], None] = print) -> None:
+    """Resolve and check a configuration, say what follows from it and whether it can be placed, write config.json.
+
+    Raises:
+        UserError: the request cannot be run as it stands.
+    """
+    plan, run = Plan.of(config), RunDirectory.of(config)
+    for line in plan.lines(config):
+        say(line)
+    run.claim(config)
+    cluster.start(address)
+    try:
+        say(f"{'cluster':14} {cluster.check_placement(config)}")
+    finally:
+        cluster.stop()
+    say(f"{'configuration':14} {run.config}")
+
+
+def _fit(
+    config: Config, plan: Plan, run: RunDirectory, address: str | None, say: Callable[[str], None], started: float
+) -> dict[str, Any]:
+    marks = {"command": started}
+    progress = Progress(run.metrics, plan.steps)
+    tracker = Tracker(config, run.path, progress.say)
+    tracker.artifact(run.config)
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+    try:
+        progress.phase("starting Ray")
+        cluster.start(address)
+        marks["Ray started"] = time.time()
+        placement = cluster.check_placement(config)
+        if not placement.startswith("fits"):
+            progress.say(placement)
+        progress.phase("starting generators and learners")
+        returned = _train(config, plan, run)
+        marks |= returned["marks"]
+        report = _report(config, run, marks, returned) | {"mlflow": tracker.url()}
+        write_atomically(run.report, json.dumps(report, indent=2) + "\n")
+        tracker.summary(_flat(report))
+        for path, folder in ((run.previews, "previews"), (run.export, "export"), (run.report, None)):
+            if path.exists():
+                tracker.artifact(path, folder)
+        status = "FINISHED"
+        return report
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise UserError(f"interrupted; resume with --name {config.name}") from None
+    finally:
+        progress.close()
+        for line in tracker.close(status, timeout_s=30):
+            say(line)
+        cluster.stop()
+
+
+def _train(config: Config, plan: Plan, run: RunDirectory) -> dict[str, Any]:
+    """Ray Train's part; returns what rank 0 returned."""
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from genray import stream
+    from genray.recorder import Recorder
+    from genray.train import train_loop
+
+    stream.prepare_context(plan)
+    learners = config.learners
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={"config": config},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=learners.num_workers,
+            use_gpu=learners.num_gpus > 0,
+            resources_per_worker={"CPU": learners.num_cpus, "GPU": learners.num_gpus}
+            if learners.num_gpus
+            else {"CPU": learners.num_cpus},
+        ),
+        run_config=ray.train.RunConfig(
+            name=config.name,
+            storage_path=str(run.path.parent),
+            failure_config=ray.train.FailureConfig(max_failures=learners.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=learners.keep),
+            callbacks=[Recorder(run.metrics)],
+        ),
+        datasets={stream.NAME: TicketsLeft(config)} if config.generators.mode == "pool" else None,
+        dataset_config=stream.data_config(plan),
+    )
+    try:
+        return cast("dict[str, Any]", trainer.fit().return_value)
+    except ray.train.TrainingFailedError as error:
+        raise RunFailed(_cause(error)) from error
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason of a failed run, in one line."""
+    reasons = [error]
+    for failure in getattr(error, "worker_failures", {}).values():
+        reasons.append(failure)
+    deepest = reasons[-1]
+    while (inner := getattr(deepest, "cause", None) or deepest.__cause__) is not None:
+        deepest = inner
+    lines = [line for line in str(deepest).splitlines() if line.strip()]
+    return f"{type(deepest).__name__}: {lines[-1].strip() if lines else ''}"
+
+
+def _report(config: Config, run: RunDirectory, marks: dict[str, float], returned: dict[str, Any]) -> dict[str, Any]:
+    records = [json.loads(line) for line in run.metrics.read_text().splitlines() if line.startswith("{")]
+
+    def median(key: str) -> float | None:
+        values = [record[key] for record in records if key in record]
+        return round(statistics.median(values), 4) if values else None
+
+    return {
+        "name": config.name,
+        "directory": str(run.path),
+        "probes": returned.get("probes", {}),
+        "steps": config.training.steps,
+        "loss": records[-1]["loss"] if records else None,
+        **{key: median(key) for key in ("images_per_s", "data_wait", "generator_busy", "view_age_s")},
+        "seconds_to_first_step": _durations(marks),
+        "seconds_total": round(time.time() - marks["command"], 1),
+        "seed": config.seed,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+    }
+
+
+def _durations(marks: dict[str, float]) -> dict[str, float]:
+    """Seconds from each mark of the start-up to the next, and their sum; empty for a run resumed at its end."""
+    order = ("command", "Ray started", "learner started", "model built", "first block", "first step")
+    if "first step" not in marks:
+        return {}
+    named = [(name, marks[name]) for name in order if name in marks]
+    steps = {name: round(now - before, 1) for (_, before), (name, now) in pairwise(named)}
+    return {**steps, "total": round(marks["first step"] - marks["command"], 1)}
+
+
+def _flat(report: dict[str, Any]) -> dict[str, float]:
+    """The report's probes and times as metrics named `final.<encoder>.<probe>` and `seconds.<what>`."""
+    found = {
+        f"final.{encoder}.{probe}": value
+        for encoder, probes in report["probes"].items()
+        for probe, value in probes.items()
+    }
+    found["seconds.total"] = report["seconds_total"]
+    if first := report["seconds_to_first_step"].get("total"):
+        found["seconds.to_first_step"] = first
+    return found

@@ -1,0 +1,128 @@
+"""Frozen image generators, the data source: what one must offer, what a configured one is, and how it is loaded.
+
+Importing this module and describing a generator need no torch, so that a dry run answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from genray.config import BigGANGenerator, CustomGenerator
+from genray.generators.checkpoints import PUBLISHED, PUBLISHED_CLASSES, PUBLISHED_Z_DIM, is_cached, read_layout, resolve
+from genray.settings import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = ["BadImages", "Generator", "GeneratorSpec", "describe", "load"]
+
+
+class BadImages(Exception):
+    """A generator rendered something that is not an image; nothing of it may be learned from."""
+
+
+class Generator(Protocol):
+    """A frozen generator of square colour images on one device."""
+
+    image_size: int
+    """Pixels of a side."""
+    latent_dim: int
+    """Numbers in a latent."""
+    num_classes: int
+    """Classes it is conditioned on; 0 for none."""
+
+    def __call__(self, z: Tensor, labels: Tensor | None, seeds: Tensor | None = None) -> Tensor:
+        """Render one image for each latent.
+
+        Args:
+            z: latents, float32 `[n, latent_dim]`.
+            labels: classes, int64 `[n]`; None where the generator has none.
+            seeds: seeds of whatever noise it needs besides the latent, int64 `[n]`; a GAN ignores them.
+
+        Returns:
+            uint8 `[n, 3, image_size, image_size]` on the generator's device.
+
+        Raises:
+            BadImages: a pixel is not finite; told before anything is rounded to uint8.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class GeneratorSpec:
+    """What the rest of a run must know of its generator before it is loaded."""
+
+    name: str
+    image_size: int
+    latent_dim: int
+    num_classes: int
+
+
+def describe(config: BigGANGenerator | CustomGenerator) -> GeneratorSpec:
+    """The sizes of a configured generator, from its config.json at most; downloads nothing.
+
+    Published weights are described although they are not here yet.
+
+    Raises:
+        ConfigError: `generator.model` is unknown, or its directory lacks a file or has a wrong config.json.
+    """
+    if isinstance(config, CustomGenerator):
+        return GeneratorSpec(config.target, config.image_size, config.latent_dim, config.num_classes)
+    if config.model in PUBLISHED and not is_cached(config.model):
+        return GeneratorSpec(config.model, PUBLISHED[config.model], PUBLISHED_Z_DIM, PUBLISHED_CLASSES)
+    layout = read_layout(resolve(config.model, download=False))
+    return GeneratorSpec(config.model, layout.output_dim, layout.z_dim, layout.num_classes)
+
+
+def load(config: BigGANGenerator | CustomGenerator, device: torch.device | str) -> Generator:
+    """The configured generator, frozen, on `device`. Published weights are downloaded once and cached.
+
+    Raises:
+        ConfigError: the weights are missing or are not those of their config.json; or a custom target cannot be
+            imported or is not what the configuration says.
+    """
+    if isinstance(config, CustomGenerator):
+        return _load_custom(config, device)
+    from genray.generators.biggan import load_biggan
+
+    return load_biggan(resolve(config.model, download=True), config.truncation, device)
+
+
+def _load_custom(config: CustomGenerator, device: torch.device | str) -> Generator:
+    import torch
+
+    from genray.generators.pixels import Quantised
+
+    factory = _import(config.target)
+    try:
+        inspect.signature(factory).bind(**config.options)
+    except TypeError as error:
+        raise ConfigError(f"generator.options must be arguments of {config.target}: {error}") from None
+    device = torch.device(device)
+    with device:  # tensors and modules that the factory makes are made where they are used
+        made = factory(**config.options)
+    if isinstance(made, torch.nn.Module):
+        made.to(device).eval().requires_grad_(False)
+    for name in ("image_size", "latent_dim", "num_classes"):
+        ours, theirs = getattr(config, name), getattr(made, name, "nothing of that name")
+        if ours != theirs:
+            raise ConfigError(f"generator.{name} must be that of {config.target}, which has {theirs}, got {ours}")
+    return Quantised(made, device)
+
+
+def _import(target: str) -> Callable[..., Any]:
+    module, _, attribute = target.partition(":")
+    try:
+        found: Any = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"generator.target must be importable, as `package.module:factory`, got {target!r} ({error})"
+        ) from None
+    if not callable(found):
+        raise ConfigError(f"generator.target must name a function or class, got {target!r}, a {type(found).__name__}")
+    return cast("Callable[..., Any]", found)

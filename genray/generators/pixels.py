@@ -1,0 +1,50 @@
+"""From a generator's floats to the bytes that travel: checked for being finite, clamped, rounded, on the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genray.generators import BadImages
+
+
+def quantise(images: Tensor) -> Tensor:
+    """Images in [-1, 1] to uint8, -1 to 0 and 1 to 255, clamped and rounded in float32.
+
+    Raises:
+        BadImages: a pixel is not finite. Rounding would turn it into an ordinary black or white one.
+    """
+    bad = ~images.isfinite().flatten(1).all(1)
+    if bad.any():
+        first = int(bad.nonzero()[0, 0])
+        raise BadImages(
+            f"{int(bad.sum())} of {len(images)} images have pixels that are not finite, image {first} first"
+        )
+    return images.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+
+
+class Quantised:
+    """A generator of one's own, held to the contract: its inputs are brought to the device, its output is checked.
+
+    `made` may return uint8, or floats in [-1, 1], which are quantised here.
+    """
+
+    def __init__(self, made: Any, device: torch.device):
+        self.made, self.device = made, device
+        self.image_size: int = made.image_size
+        self.latent_dim: int = made.latent_dim
+        self.num_classes: int = made.num_classes
+
+    @torch.inference_mode()
+    def __call__(self, z: Tensor, labels: Tensor | None, seeds: Tensor | None = None) -> Tensor:
+        """See `genray.generators.Generator`; also raises BadImages for a wrong shape or dtype."""
+        images = self.made(*(None if t is None else t.to(self.device) for t in (z, labels, seeds)))
+        shape = (len(z), 3, self.image_size, self.image_size)
+        if images.shape != shape or not (images.dtype == torch.uint8 or images.is_floating_point()):
+            raise BadImages(
+                f"images must be uint8, or floats in [-1, 1], of shape {list(shape)}, "
+                f"got {images.dtype} of shape {list(images.shape)}"
+            )
+        return images if images.dtype == torch.uint8 else quantise(images)

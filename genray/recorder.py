@@ -1,0 +1,53 @@
+"""The controller's side of a run: reports of the learners become lines of metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from ray.train import Checkpoint, UserCallback
+
+from genray.rundir import last_record
+
+
+class Recorder(UserCallback):
+    """Appends one record for each step reported, the learners' mean, and none for a step that is already there.
+
+    Ray Train runs it in its controller, on the driver's node; the driver follows the file.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.reached: int | None = None
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+        if not metrics or "step" not in metrics[0]:
+            return
+        if self.reached is None:
+            self.reached = last_record(self.path).get("step", -1)
+            _end_line(self.path)
+        if metrics[0]["step"] <= self.reached:
+            return  # learners that restarted from a checkpoint repeat it
+        self.reached = metrics[0]["step"]
+        record = {"time": time.time(), **merged(metrics)}
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def merged(metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    """One record of several learners': the mean of each metric over those that have it."""
+    keys = dict.fromkeys(key for record in metrics for key in record)
+    found = {}
+    for key in keys:
+        values = [record[key] for record in metrics if key in record]
+        found[key] = values[0] if key in ("step", "anchors") else sum(values) / len(values)
+    return found
+
+
+def _end_line(path: Path) -> None:
+    """End a line that a killed writer left unfinished, so that the next record gets its own."""
+    if path.exists() and (text := path.read_bytes()) and not text.endswith(b"\n"):
+        with path.open("ab") as file:
+            file.write(b"\n")

@@ -1,0 +1,142 @@
+"""A run's directory: what lies where, whether it may be resumed, and what state it is in."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from genray.config import MAY_CHANGE, Config
+from genray.configure import differences
+from genray.settings import ConfigError, UserError
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """`config.json`, `metrics.jsonl`, `previews/`, checkpoints, `export/` and, at the end, `report.json`."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, config: Config) -> RunDirectory:
+        return cls(Path(config.storage_path).absolute() / config.name)
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def previews(self) -> Path:
+        return self.path / "previews"
+
+    @property
+    def export(self) -> Path:
+        return self.path / "export"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.json"
+
+    def claim(self, config: Config) -> None:
+        """Make the directory this configuration's, or refuse: writes config.json.
+
+        Raises:
+            UserError: the directory cannot be written, or belongs to a run with other settings.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if self.config.exists():
+                self._refuse_changes(config)
+            write_atomically(self.config, json.dumps(config.to_dict(), indent=2) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"storage_path must be a directory that can be written, got {config.storage_path!r} ({error.strerror})"
+            ) from None
+
+    def _refuse_changes(self, config: Config) -> None:
+        theirs = json.loads(self.config.read_text())
+        changed = [
+            f"{path} was {was!r}, is {now!r}"
+            for path, was, now in differences(theirs, config.to_dict())
+            if not any(path == free or path.startswith(f"{free}.") for free in MAY_CHANGE)
+        ]
+        if changed:
+            raise ConfigError(
+                f"name must be new for a run with other settings, got {config.name!r}, which exists with "
+                f"{'; '.join(changed)}. Choose another --name, or leave these fields as they were to resume it"
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process; a second driver of the same run is refused."""
+        with (self.path / "run.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"name must not be that of a run in progress, got {self.path.name!r}") from None
+            yield
+
+    def in_progress(self) -> bool:
+        """Whether some process drives the run now."""
+        try:
+            with self.locked():
+                return False
+        except UserError:
+            return True
+
+    def state(self) -> dict[str, Any]:
+        """`name`, `state` (finished, running, resumable, started), `step`, `steps`, `loss` and, once known, `knn`."""
+        values = json.loads(self.config.read_text())
+        last = last_record(self.metrics)
+        finished = self.report.exists()
+        resumable = any(self.path.glob("checkpoint_*/place.json"))
+        return {
+            "name": self.path.name,
+            "state": "finished"
+            if finished
+            else "running"
+            if self.in_progress()
+            else "resumable"
+            if resumable
+            else "started",
+            "step": last.get("step", 0),
+            "steps": values["training"]["steps"],
+            "loss": last.get("loss"),
+            "knn": json.loads(self.report.read_text()).get("probes", {}).get("trained", {}).get("knn")
+            if finished
+            else None,
+        }
+
+
+def runs(storage_path: Path) -> list[RunDirectory]:
+    """The runs of a directory, the latest last."""
+    found = [RunDirectory(path.parent) for path in storage_path.glob("*/config.json")]
+    return sorted(found, key=lambda run: run.config.stat().st_mtime)
+
+
+def last_record(path: Path) -> dict[str, Any]:
+    """The last whole record of a file of JSON lines; empty where there is none."""
+    last: dict[str, Any] = {}
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                last = json.loads(line)
+            except json.JSONDecodeError:  # the writer was killed within this line
+                continue
+    return last
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that no reader ever sees a part of it."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text)
+    draft.replace(path)

@@ -1,0 +1,331 @@
+"""MLflow beside the training, never in its way: a thread that follows the run's metrics.jsonl.
+
+The file is the spool. After an outage, a restart or a kill it is read again from its start, and MLflow itself says
+which steps it already has, so nothing is lost and nothing is recorded twice.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from genray.config import Config, CustomGenerator
+from genray.configure import differences
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+METRICS = "metrics.jsonl"
+"""Name of the file of records in a run directory."""
+
+MAX_DELAY_S = 30.0
+"""Longest pause, in seconds, between two attempts to reach MLflow."""
+
+_AXES = ("step", "anchors", "time")
+_MAX_VALUE = 6000  # characters of a parameter or tag that every MLflow store takes
+_ENVIRONMENT = {  # read by MLflow at each call; its own defaults would block a call to a dead server for minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+}
+
+Record = dict[str, Any]
+
+
+def tail(path: Path, stop: threading.Event, start: int = 0, poll_s: float = 0.25) -> Iterator[list[Record]]:
+    """Follow a file of JSON lines: at each poll the records that are new, an empty list where there are none.
+
+    Each record comes once, and only when its line is complete; a file that does not exist yet is waited for. Lines
+    that are no record with a step and a time (a writer was killed within one) are left out. Ends with what the file
+    holds after `stop` was set. `start` is the byte to begin at.
+    """
+    position = start
+    while True:
+        last = stop.is_set()  # asked before reading: what was written before the stop is still seen
+        data = b""
+        if path.exists():
+            with path.open("rb") as file:
+                file.seek(position)
+                data = file.read()
+        complete = data[: data.rfind(b"\n") + 1]
+        position += len(complete)
+        yield [record for line in complete.splitlines() if (record := _parse(line)) is not None]
+        if last:
+            return
+        stop.wait(poll_s)
+
+
+def parameters(config: Config) -> dict[str, str]:
+    """Every setting of a run under its dotted path, as MLflow takes it; text as it is, other values as JSON."""
+    return {
+        re.sub(r"[^\w\-. /]", "_", path): _shorten(value if isinstance(value, str) else json.dumps(value))
+        for path, value in _flatten(config.to_dict())
+    }
+
+
+class Tracker:
+    """Records a run in MLflow from a thread of its own; a failure is a warning and never stops the training.
+
+    The run is named `config.name`. The run whose id stands in `<run directory>/mlflow.json` is continued, where it
+    still exists in this store. With `tracking.mlflow = false` every method does nothing.
+
+    Args:
+        config: the resolved configuration.
+        run_directory: holds metrics.jsonl, and mlflow.json from now on.
+        warn: called, from the thread, with one line at the first failure.
+    """
+
+    def __init__(self, config: Config, run_directory: Path, warn: Callable[[str], None]) -> None:
+        self._config, self._directory, self._warn = config, run_directory, warn
+        storage = Path(config.storage_path).absolute()
+        self._own_store = f"sqlite:///{storage / 'mlflow.db'}"
+        self._artifact_store = str(storage / "mlartifacts")
+        self._uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or self._own_store
+        self._artifacts: deque[tuple[Path, str | None]] = deque()
+        self._lost: list[str] = []
+        self._summary: dict[str, float] = {}
+        self._status = "FINISHED"
+        self._page = ""
+        self._recorded: dict[str, int] = {}  # the last step MLflow has of each metric
+        self._last_step = 0
+        self._delay_s = 1.0
+        self._warned = False
+        self._closing, self._abandoned = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._work, name="genray-mlflow", daemon=True)
+        if config.tracking.mlflow:
+            for name, value in _ENVIRONMENT.items():
+                os.environ.setdefault(name, value)
+            self._thread.start()
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Queue a file, or all files of a directory, for the run's artifacts under `folder`.
+
+        It is read when it is sent, so it must stay where it is.
+        """
+        self._artifacts.append((path, folder))
+
+    def summary(self, metrics: Mapping[str, float]) -> None:
+        """Queue final metrics; they are recorded at the run's last step when it is closed."""
+        self._summary.update(metrics)
+
+    def url(self) -> str:
+        """How to open the run: the page on the server, or the command that shows the store."""
+        if not self._config.tracking.mlflow:
+            return ""
+        if self._uri.startswith(("http://", "https://")):
+            return _public(self._uri.rstrip("/") + self._page)
+        return f"mlflow ui --backend-store-uri {_public(self._uri)}"
+
+    def close(self, status: Literal["FINISHED", "FAILED", "KILLED"], timeout_s: float) -> list[str]:
+        """Write what is left, end the run with this status, and say what could not be written, if anything.
+
+        Call it when nothing writes to metrics.jsonl any more. Returns within `timeout_s` seconds.
+        """
+        if not self._config.tracking.mlflow:
+            return []
+        self._status = status
+        self._closing.set()
+        self._thread.join(timeout_s)
+        if not self._thread.is_alive():
+            return self._lost
+        self._abandoned.set()
+        missing = [
+            f"up to {count} {what}"
+            for count, what in ((self._unrecorded(), "metric records"), (len(self._artifacts), "artifacts"))
+            if count
+        ]
+        return [
+            *self._lost,
+            f"MLflow at {_public(self._uri)} did not answer within {timeout_s:g} s: "
+            f"{' and '.join(missing) or 'the end of the run'} may be missing there; "
+            f"everything is in {self._directory}, and its {METRICS} is sent when the run is resumed",
+        ]
+
+    def _work(self) -> None:
+        while not self._abandoned.is_set():
+            try:
+                return self._record()
+            except Exception as error:  # whatever MLflow raises, the training must not notice
+                if not self._warned:
+                    self._warned = True
+                    self._warn(
+                        f"MLflow at {_public(self._uri)} does not record ({_line(error)}); training goes on, "
+                        f"{METRICS} is sent when it does"
+                    )
+            (self._abandoned if self._closing.is_set() else self._closing).wait(self._delay_s)
+            self._delay_s = min(2 * self._delay_s, 1.0 if self._closing.is_set() else MAX_DELAY_S)
+
+    def _record(self) -> None:
+        """One connection's life: ends when the run is closed, raises when MLflow fails."""
+        client, run_id = self._connect()
+        self._delay_s = 1.0
+        for records in tail(self._directory / METRICS, self._closing):
+            self._log(client, run_id, records)
+            if not self._closing.is_set():
+                self._send_artifacts(client, run_id)
+        self._log(client, run_id, [{"step": self._last_step, "time": time.time(), **self._summary}])
+        client.set_terminated(run_id, self._status)
+        self._send_artifacts(client, run_id)  # last: an artifact store that fails must not keep the run from ending
+
+    def _connect(self) -> tuple[MlflowClient, str]:
+        from mlflow import MlflowClient  # seconds; the training must not wait for them
+
+        for library in ("mlflow", "alembic", "urllib3"):  # what goes wrong is raised, and said once by this class
+            logging.getLogger(library).setLevel(logging.CRITICAL)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        client = MlflowClient(tracking_uri=self._uri)
+        run = self._continued(client) or self._create(client)
+        run_id = run.info.run_id
+        self._page = f"/#/experiments/{run.info.experiment_id}/runs/{run_id}"
+        self._describe(client, run)
+        if run.info.status != "RUNNING":
+            client.update_run(run_id, status="RUNNING")
+        self._recorded = {
+            key: max(metric.step for metric in client.get_metric_history(run_id, key)) for key in run.data.metrics
+        }
+        return client, run_id
+
+    def _continued(self, client: MlflowClient) -> Run | None:
+        from mlflow.exceptions import MlflowException
+
+        file = self._directory / "mlflow.json"
+        noted = json.loads(file.read_text()) if file.exists() else {}
+        if noted.get("uri") != _public(self._uri):
+            return None
+        try:
+            run = client.get_run(noted["run_id"])
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        return run if run.info.lifecycle_stage == "active" else None
+
+    def _create(self, client: MlflowClient) -> Run:
+        name = self._config.tracking.experiment
+        if experiment := client.get_experiment_by_name(name):
+            experiment_id = experiment.experiment_id
+        else:
+            # A bare SQLite store would put artifacts into the directory the command happened to be run in.
+            beside = self._artifact_store if self._uri == self._own_store else None
+            experiment_id = client.create_experiment(name, artifact_location=beside)
+        run = client.create_run(experiment_id, run_name=self._config.name)
+        file = self._directory / "mlflow.json"
+        draft = file.with_suffix(".tmp")
+        draft.write_text(json.dumps({"run_id": run.info.run_id, "uri": _public(self._uri)}))
+        draft.replace(file)
+        return run
+
+    def _describe(self, client: MlflowClient, run: Run) -> None:
+        """Parameters and tags; MLflow refuses a parameter that changed, so what a resumed run changed is a tag."""
+        from mlflow.entities import Param, RunTag
+
+        wanted = parameters(self._config)
+        changed = {f"changed.{path}": b for path, a, b in differences(run.data.params, wanted) if a and b}
+        tags = [RunTag(key, value) for key, value in {**_tags(self._config), **changed}.items()]
+        params = [Param(key, value) for key, value in wanted.items() if key not in run.data.params]
+        for first in range(0, len(params), 100):
+            client.log_batch(run.info.run_id, params=params[first : first + 100])
+        client.log_batch(run.info.run_id, tags=tags)
+
+    def _log(self, client: MlflowClient, run_id: str, records: list[Record]) -> None:
+        from mlflow.entities import Metric
+
+        reached, metrics = dict(self._recorded), []
+        for record in records:
+            step = record["step"]
+            self._last_step = max(self._last_step, step)
+            for key, value in _values(record):
+                if step > reached.get(key, -1):  # learners that restart from a checkpoint repeat some steps
+                    reached[key] = step
+                    metrics.append(Metric(key, value, int(record["time"] * 1000), step))
+        for first in range(0, len(metrics), 1000):
+            batch = metrics[first : first + 1000]
+            client.log_batch(run_id, metrics=batch)
+            self._recorded.update((metric.key, metric.step) for metric in batch)
+
+    def _send_artifacts(self, client: MlflowClient, run_id: str) -> None:
+        while self._artifacts:
+            path, folder = self._artifacts[0]
+            if path.is_dir():
+                client.log_artifacts(run_id, str(path), folder)
+            elif path.exists():
+                client.log_artifact(run_id, str(path), folder)
+            else:
+                self._lost.append(f"{path} is not among the run's artifacts in MLflow: it does not exist")
+            self._artifacts.popleft()
+
+    def _unrecorded(self) -> int:
+        ended = threading.Event()
+        ended.set()
+        records = [*next(tail(self._directory / METRICS, ended)), {"step": self._last_step, **self._summary}]
+        return sum(
+            any(record["step"] > self._recorded.get(key, -1) for key, _ in _values(record)) for record in records
+        )
+
+
+def _parse(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and "step" in record and "time" in record else None
+
+
+def _values(record: Record) -> Iterator[tuple[str, float]]:
+    for key, value in record.items():
+        if key not in _AXES and isinstance(value, int | float):
+            yield key, float(value)
+
+
+def _flatten(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{path}{key}.")
+        else:
+            yield path + key, value
+
+
+def _tags(config: Config) -> dict[str, str]:
+    generator = config.generator
+    return {
+        **{f"{package}.version": _version(package) for package in ("genray", "ray", "torch")},
+        "generator": generator.target if isinstance(generator, CustomGenerator) else generator.model,
+        "view": config.view.kind,
+        "objective": config.objective.kind,
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)  # asks the installation, without importing torch or ray
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _shorten(value: str) -> str:
+    value = _public(value)
+    return value if len(value) <= _MAX_VALUE else value[: _MAX_VALUE - 1] + "…"
+
+
+def _public(text: str) -> str:
+    """Without the user and password that an address may hold."""
+    return re.sub(r"://[^/\s]*@", "://", text)
+
+
+def _line(error: Exception) -> str:
+    text = _public(" ".join(str(error).split())) or type(error).__name__
+    return text if len(text) <= 160 else text[:159] + "…"

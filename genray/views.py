@@ -1,0 +1,127 @@
+"""A ticket's block: the views of a fixed range of anchors, a pure function of (seed, ticket).
+
+Which process renders it, when, and how often cannot change it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from genray.config import Config
+from genray.generators import Generator, load
+from genray.plan import Plan, anchors_of
+from genray.random import words
+
+if TYPE_CHECKING:
+    import torch
+
+Block = dict[str, np.ndarray]
+
+
+class BadBlock(Exception):
+    """A generator made images that must not be trained on."""
+
+
+def render(
+    generator: Generator,
+    latents: np.ndarray,
+    labels: np.ndarray,
+    seeds: np.ndarray,
+    micro_batch: int,
+    device: torch.device,
+) -> np.ndarray:
+    """Images of these latents, always `micro_batch` at a time so that the arithmetic is the same for all.
+
+    Args:
+        latents: float32 `[n, d]`.
+        labels: int64 `[n]`, -1 where the generator has no classes.
+        seeds: int64 `[n]`, for generators that draw noise.
+
+    Returns:
+        uint8 `[n, 3, H, W]`.
+    """
+    import torch
+
+    images = []
+    for start in range(0, len(latents), micro_batch):
+        rows = np.minimum(np.arange(start, start + micro_batch), len(latents) - 1)  # the last micro-batch is padded
+        z, y, s = (torch.from_numpy(a[rows]).to(device) for a in (latents, labels, seeds))
+        out = generator(z, y if generator.num_classes else None, s)
+        expected = (micro_batch, 3, generator.image_size, generator.image_size)
+        if out.dtype != torch.uint8 or tuple(out.shape) != expected:
+            raise BadBlock(f"the generator must return uint8 images {expected}, got {out.dtype} {tuple(out.shape)}")
+        images.append(out[: len(latents) - start].cpu())
+    return torch.cat(images).numpy()
+
+
+class Renderer:
+    """Renders tickets with a generator loaded once; the body of a pool actor, or of an inline learner."""
+
+    def __init__(self, config: Config, device: str | torch.device | None = None):
+        import torch
+
+        self.config, self.plan = config, Plan.of(config)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.generator = load(config.generator, self.device)
+        self.anchors = anchors_of(config, self.plan)
+        self.identity = f"{socket.gethostname()}:{os.getpid()}"
+
+    def shown(self, position: np.ndarray) -> Block:
+        """What is shown at these positions of the stream: `views`, `label`, `latent`, `anchor` and `epoch`.
+
+        Raises:
+            BadBlock: the images are of another shape or type, or constant.
+        """
+        n = len(position)
+        anchor, epoch = self.anchors.at(position)
+        latent = self.anchors.views(position, self.config.view, self.config.stream.num_views)
+        label = self.anchors.labels(anchor)
+        rendered = latent.shape[1]
+        noise = words(self.config.seed, "noise", position, 2 * rendered).astype(np.int64).reshape(n * rendered, 2)
+        images = render(
+            self.generator,
+            latent.reshape(n * rendered, -1),
+            label.repeat(rendered),
+            noise[:, 0] << 31 | noise[:, 1] >> 1,
+            self.config.generator.micro_batch,
+            self.device,
+        )
+        flat = images.reshape(len(images), -1)
+        if (constant := flat.min(1) == flat.max(1)).any():
+            raise BadBlock(f"{constant.sum()} of {len(flat)} images are of one constant colour")
+        return {
+            "views": images.reshape(n, rendered, *images.shape[1:]),
+            "label": label,
+            "latent": latent,
+            "anchor": anchor,
+            "epoch": epoch,
+        }
+
+    def block(self, ticket: int) -> Block:
+        """Render one ticket.
+
+        Returns:
+            `views` uint8 `[n, V, 3, H, W]` (V = 1 for Tx only), `label` int64, `latent` float32 `[n, V, d]`, `anchor`
+            and `epoch` int64; `ticket`, `created_at` (unix seconds), `render_s` and `generator`, constant in the block.
+
+        Raises:
+            BadBlock: the images could not be made, or are not finite, of another shape or type, or constant; the
+                message names the ticket.
+        """
+        started, n = time.perf_counter(), self.plan.ticket_anchors
+        try:
+            shown = self.shown(np.arange(ticket * n, (ticket + 1) * n))
+        except Exception as error:
+            raise BadBlock(f"ticket {ticket}: {error}") from error
+        return {
+            **shown,
+            "ticket": np.full(n, ticket),
+            "created_at": np.full(n, time.time()),
+            "render_s": np.full(n, time.perf_counter() - started),
+            "generator": np.full(n, self.identity),
+        }
