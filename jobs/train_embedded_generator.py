@@ -22,10 +22,10 @@ import argparse
 import copy
 import json
 import math
-import os
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -295,7 +295,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--judge-only", action="store_true", help="keep the weights in --out, write the report anew")
+    parser.add_argument("--judge-only", action="store_true", help="keep the weights in --out, judge them anew")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
@@ -307,9 +307,15 @@ def main() -> None:
     if not args.judge_only:
         (args.out / "config.json").write_text(json.dumps(NETWORK, indent=2) + "\n")
         train_generator(world, args.steps, args.batch, args.rate, args.out)
-    generator_seconds = time.monotonic() - started
-    classifier = train_classifier(scans, labels, 4000)
-    report = {
+        write_report(args.out, "training", training_facts(args, device, time.monotonic() - started))
+    classifier = train_classifier(scans, labels, 1500)
+    quality = judge(classifier, args.out, world, device)
+    write_report(args.out, "quality", {key: round(value, 4) for key, value in quality.items()})
+    print((args.out / "report.json").read_text())
+
+
+def training_facts(args: argparse.Namespace, device: torch.device, seconds: float) -> dict[str, Any]:
+    return {
         "command": "python jobs/train_embedded_generator.py",
         "data": "load_digits, split 'train' (1000 scans), composed by genray.scenes",
         "seed": args.seed,
@@ -317,14 +323,18 @@ def main() -> None:
         "batch": args.batch,
         "learning_rate": args.rate,
         "parameters": sum(p.numel() for p in new_network(device).parameters()),
-        "seconds": round(generator_seconds),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {os.cpu_count()} cores",
+        "seconds": round(seconds),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "quality": {key: round(value, 4) for key, value in judge(classifier, args.out, world, device).items()},
     }
-    (args.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
+
+
+def write_report(out: Path, part: str, facts: dict[str, Any]) -> None:
+    """Replace one part of report.json."""
+    file = out / "report.json"
+    report = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(report | {part: facts}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,8 @@
+"""`genray evaluate` as a Ray job: `ray job submit --working-dir . -- python jobs/evaluate.py /shared/runs/first`."""
+
+import sys
+
+from genray.cli import main
+
+if __name__ == "__main__":
+    main(["evaluate", *sys.argv[1:]])
