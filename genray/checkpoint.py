@@ -7,6 +7,7 @@ Files are safetensors and JSON, and one torch file that is only ever read with
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def last(run_directory: Path) -> Path | None:
     """The last committed checkpoint of a Ray Train run; None before the first."""
     from ray.train import Result
 
+    logging.getLogger("ray.train").setLevel(logging.ERROR)  # it would tell of every checkpoint it finds
     try:
         found = Result.from_path(str(run_directory)).checkpoint
     except RuntimeError:  # nothing has been committed yet

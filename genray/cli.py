@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -85,9 +86,19 @@ class Preview:
     """Rows."""
 
     def __call__(self, overrides: Sequence[str]) -> None:
+        from genray.fit import RunFailed
+        from genray.generators import BadImages
         from genray.runs import draw
+        from genray.views import BadBlock
 
-        draw(configure.load(self.preset, overrides), self.out, self.anchors)
+        if self.anchors < 1:
+            raise UserError(f"--anchors must be at least 1, got {self.anchors}")
+        try:
+            draw(configure.load(self.preset, overrides), self.out, self.anchors)
+        except OSError as error:
+            raise UserError(f"--out must be a file that can be written, got '{self.out}' ({error})") from None
+        except (BadBlock, BadImages) as error:
+            raise RunFailed(str(error)) from error
         print(self.out)
 
 
@@ -103,15 +114,16 @@ class List:
 
         _no_overrides(overrides)
         if not self.directory.is_dir():
-            raise UserError(f"directory must exist, got {str(self.directory)!r}")
+            raise UserError(f"the directory must exist, got {str(self.directory)!r}")
         rows = [run.state() for run in runs(self.directory)]
         width = max((len(row["name"]) for row in rows), default=4)
-        print(f"{'run':{width}}  {'state':9}  {'step':>13}  {'loss':>7}  {'kNN':>6}")
+        lines = [f"{'run':{width}}  {'state':9}  {'step':>13}  {'loss':>7}  {'kNN':>6}"]
         for row in rows:
             step = f"{row['step']}/{row['steps']}"
             loss = "" if row["loss"] is None else f"{row['loss']:.3f}"
             knn = "" if row["knn"] is None else f"{row['knn']:.1%}"
-            print(f"{row['name']:{width}}  {row['state']:9}  {step:>13}  {loss:>7}  {knn:>6}")
+            lines.append(f"{row['name']:{width}}  {row['state']:9}  {step:>13}  {loss:>7}  {knn:>6}")
+        _show(lines)
 
 
 @dataclass(frozen=True)
@@ -120,8 +132,8 @@ class Presets:
 
     def __call__(self, overrides: Sequence[str]) -> None:
         _no_overrides(overrides)
-        for name, path in configure.presets().items():
-            print(f"{name:24} {path.read_text().splitlines()[0].lstrip('# ')}")
+        first = {name: path.read_text().splitlines()[0].lstrip("# ") for name, path in configure.presets().items()}
+        _show([f"{name:24} {line}" for name, line in first.items()])
 
 
 @dataclass(frozen=True)
@@ -130,7 +142,7 @@ class Fields:
 
     def __call__(self, overrides: Sequence[str]) -> None:
         _no_overrides(overrides)
-        print(configure.reference())
+        _show([configure.reference()])
 
 
 Command = (
@@ -181,6 +193,13 @@ def _print_probes(probes: dict[str, dict[str, float]]) -> None:
         print(f"{'unseen images':16}{'kNN':>8}{'linear':>9}")
     for name, found in probes.items():
         print(f"{name.replace('_', ' '):16}{found['knn']:8.1%}{found['linear']:9.1%}")
+
+
+def _show(lines: Sequence[str]) -> None:
+    try:
+        print(*lines, sep="\n", flush=True)
+    except BrokenPipeError:  # the reader, `head` for example, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> None:

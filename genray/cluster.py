@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from genray.config import Config
@@ -37,44 +39,64 @@ class Request:
         return cls(cpus, gpus, largest_cpus, largest_gpus)
 
 
-def start(address: str | None = None) -> None:
-    """Join the cluster at `address` or RAY_ADDRESS, else start one on this machine; Ray's own chatter stays off."""
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = address or os.environ.get("RAY_ADDRESS")
-    if not address:
-        # What only a cluster of several nodes needs costs seconds of start-up on one.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+@contextmanager
+def joined(address: str | None = None) -> Iterator[bool]:
+    """Be in the cluster at `address` or RAY_ADDRESS, else in one started on this machine; Ray's chatter stays off.
+
+    A Ray that this process is in already is used as it is, and left running. Yields whether nodes may be added to the
+    cluster: not to one that was started here.
+
+    Raises:
+        ConfigError: no cluster answers at the address.
+    """
     import ray
 
-    options = {"address": address} if address else {"include_dashboard": False}
-    for attempt in range(ATTEMPTS):
+    if ray.is_initialized():
+        yield True
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    try:
+        _start(address)
+        yield bool(address)
+    finally:
+        ray.shutdown()
+
+
+def _start(address: str | None) -> None:
+    import ray
+
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not address:  # what only a cluster of several nodes needs costs seconds of start-up on one
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    options = {"address": address} if address else {"address": "local", "include_dashboard": False}
+    for attempt in range(1, ATTEMPTS + 1):
         try:
             ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
             break
         except ConnectionError:
             raise ConfigError(f"--address must be that of a running Ray cluster, got {address!r}") from None
         except Exception:  # on a machine busy with other work Ray's own processes can miss their deadline
-            if attempt + 1 == ATTEMPTS:
-                raise
             ray.shutdown()
+            if attempt == ATTEMPTS:
+                raise
     logging.getLogger("ray").setLevel(logging.ERROR)
 
 
-def stop() -> None:
-    """Leave the cluster, and end it if `start` started it."""
+def hardware() -> dict[str, float]:
+    """CPUs and GPUs of the cluster, and its nodes."""
     import ray
 
-    ray.shutdown()
+    have = ray.cluster_resources()
+    return {"nodes": len(ray.nodes()), "cpus": have.get("CPU", 0.0), "gpus": have.get("GPU", 0.0)}
 
 
-def check_placement(config: Config) -> str:
+def check_placement(config: Config, may_grow: bool) -> str:
     """One line about where the run will be placed.
 
     Raises:
-        ConfigError: this machine can never hold it. On a cluster that was joined, nodes may still be added, so what is
-            missing is said in the line returned.
+        ConfigError: the run needs more than there is, and the cluster cannot grow. Where it may, the line says so.
     """
     import ray
 
@@ -85,7 +107,7 @@ def check_placement(config: Config) -> str:
     found = f"{cpus:g} CPUs and {gpus:g} GPUs"
     if need.gpus <= gpus and need.cpus <= cpus:
         return f"fits: the run needs {ask}, the cluster has {found}"
-    if len(ray.nodes()) == 1 and not os.environ.get("RAY_ADDRESS"):
+    if not may_grow:
         remedy = (
             "set learners.num_gpus and generators.num_gpus to 0 to run on CPUs"
             if need.gpus > gpus

@@ -114,6 +114,7 @@ class Objective:
     kind: Literal["simclr", "supcon"] = "simclr"
     """`simclr`: the views of one anchor attract. `supcon`: all views of one class do."""
     temperature: Annotated[float, Field(gt=0)] = 0.1
+    """Scale by which similarities are divided; a smaller one makes the nearest negatives count more."""
     base_temperature: Annotated[float, Field(gt=0)] = 0.07
     """The loss is scaled by temperature / base_temperature."""
 
@@ -131,6 +132,7 @@ class Model:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the forward pass."""
     channels_last: bool = True
+    """Keep images and weights with the channels innermost, which most devices compute faster."""
     sync_batch_norm: bool = False
     """Batch-norm statistics over all learners."""
     compile: bool = False
@@ -143,8 +145,11 @@ class SGD:
 
     kind: Literal["sgd"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.03
+    """Learning rate at the end of the warm-up."""
     momentum: Share = 0.9
+    """Share of the last update that goes into the next."""
     weight_decay: Amount = 1e-4
+    """L2 penalty, of all parameters."""
 
 
 @settings
@@ -153,9 +158,13 @@ class LARS:
 
     kind: Literal["lars"] = "lars"
     lr: Annotated[float, Field(gt=0)] = 0.3
+    """Learning rate at the end of the warm-up."""
     momentum: Share = 0.9
+    """Share of the last update that goes into the next."""
     weight_decay: Amount = 1e-6
+    """L2 penalty, of weights but not of biases and norms."""
     trust: Annotated[float, Field(gt=0)] = 1e-3
+    """Length of an update in units of the length of the layer's weights, at a learning rate of 1."""
 
 
 @settings
@@ -164,8 +173,11 @@ class AdamW:
 
     kind: Literal["adamw"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Learning rate at the end of the warm-up."""
     betas: tuple[Share, Share] = (0.9, 0.999)
+    """Decay of the running means of the gradient and of its square."""
     weight_decay: Amount = 1e-2
+    """Decoupled decay, of weights but not of biases and norms."""
 
 
 Optimizer = Annotated[SGD | LARS | AdamW, Field(discriminator="kind")]
@@ -238,6 +250,7 @@ class Config:
     storage_path: str = "runs"
     """Directory that holds the runs; on a cluster, one that all nodes see."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Decides every random number of the run: the anchors, their views, the augmentation, the first weights."""
     generator: Annotated[BigGANGenerator | CustomGenerator, Field(discriminator="kind")] = BigGANGenerator()
     view: LatentView = Gaussian()
     stream: Stream = Stream()
@@ -287,6 +300,11 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"stream.num_anchors must be at least stream.batch_size ({stream.batch_size}), or an anchor would be its "
             f"own negative, got {stream.num_anchors}"
+        )
+    if stream.num_neighbors is not None and stream.num_neighbors < stream.num_views - 1:
+        raise ConfigError(
+            f"stream.num_neighbors must be at least stream.num_views - 1 ({stream.num_views - 1}), or an anchor would "
+            f"show one of them twice, got {stream.num_neighbors}"
         )
     if config.probe.neighbors > config.probe.images:
         raise ConfigError(

@@ -7,14 +7,14 @@ import json
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ValidationError
 
-from genray.config import ADAPTER, Config, check
+from genray.config import ADAPTER, BigGANGenerator, Config, check
 from genray.settings import ConfigError
 
 PRESETS = Path(__file__).parent / "presets"
@@ -28,20 +28,28 @@ def presets() -> dict[str, Path]:
 def load(source: str, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a preset, TOML file or run directory, with `--dotted.path value` overrides.
 
-    A run that is given no name gets the source's, with the time.
+    A run that is given no name gets the source's, with the time. Relative paths become absolute, since workers run
+    elsewhere.
 
     Raises:
         ConfigError: the source does not exist or cannot be read, or a value breaks a rule.
     """
-    values = _override(_read(source), parse_overrides(overrides))
+    values = _override(_with_kinds(_read(source)), parse_overrides(overrides))
     values.setdefault("name", f"{Path(source).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
-    return build(values)
+    config = build(values)
+    config = replace(config, storage_path=str(Path(config.storage_path).absolute()))
+    if isinstance(config.generator, BigGANGenerator) and Path(config.generator.model).is_dir():
+        config = replace(
+            config, generator=replace(config.generator, model=str(Path(config.generator.model).absolute()))
+        )
+    return config
 
 
 def build(values: Mapping[str, Any]) -> Config:
     """A checked configuration from nested dictionaries; raises ConfigError on the first broken rule."""
+    values = _with_kinds(values)
     try:
-        config = ADAPTER.validate_python(dict(values))
+        config = ADAPTER.validate_python(values)
     except ValidationError as error:
         raise ConfigError(_explain(error, values)) from None
     check(config)
@@ -53,12 +61,12 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     rest = iter(arguments)
     for argument in rest:
-        if not argument.startswith("--"):
+        path, assigned, text = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not path:
             raise ConfigError(f"an override must look like --path.to.field VALUE, got {argument!r}")
-        path, assigned, text = argument[2:].partition("=")
         if not assigned:
-            text = next(rest, "")
-            if not text:
+            text = next(rest, "--")
+            if text.startswith("--"):
                 raise ConfigError(f"--{path} must be followed by a value")
         found[path.replace("-", "_")] = _value(text)
     return found
@@ -78,17 +86,18 @@ def _value(text: str) -> Any:
     if text.lower() in ("none", "null"):
         return None
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    return value if isinstance(value, bool | int | float | str | list | dict) else text  # no field holds a date
 
 
 def _read(source: str) -> dict[str, Any]:
     path = Path(source)
-    if path.is_dir():
-        path = path / "config.json"
-    elif source in presets():
+    if source in presets():
         path = presets()[source]
+    elif path.is_dir():
+        path = path / "config.json"
     elif path.suffix not in (".toml", ".json"):
         raise ConfigError(
             f"the preset must be one of {', '.join(presets())}, or a TOML file, got {source!r}"
@@ -96,25 +105,58 @@ def _read(source: str) -> dict[str, Any]:
         )
     try:
         text = path.read_text()
-        return json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"{path} must be a file that exists") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path} must be readable {path.suffix[1:].upper()}: {error}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} must hold the sections of a configuration, got {found!r}")
+    return found
+
+
+def _kinds() -> dict[str, str]:
+    """The sections that may be of several kinds, each with the kind that it has where it names none."""
+    return {
+        name: getattr(Config, name).kind
+        for name, hint in _hints(Config).items()
+        if sum(map(is_dataclass, _members(hint))) > 1
+    }
+
+
+def _with_kinds(values: Mapping[str, Any]) -> dict[str, Any]:
+    kinds = _kinds()
+    return {
+        name: {"kind": kinds[name], **section} if name in kinds and isinstance(section, Mapping) else section
+        for name, section in values.items()
+    }
 
 
 def _override(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    for path, value in overrides.items():
+    kinds = _kinds()
+    # A new kind comes first: it takes the numbers of the old one away, and none of those that are given beside it.
+    for path, value in sorted(overrides.items(), key=lambda item: not item[0].endswith(".kind")):
         *parents, leaf = path.split(".")
         node = values
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"{path} must name a field, but {parent} holds the value {node!r}")
-        if leaf == "kind" and node.get("kind") != value:
-            node.clear()  # the numbers of another kind mean nothing here
+        if value is None and "none" in _words(path):
+            value = "none"  # a choice like any other in this field
+        if leaf == "kind" and parents[0] in kinds and node.get("kind") != value:
+            node.clear()
         node[leaf] = value
     return values
+
+
+def _words(path: str) -> list[str]:
+    """The words that a field may hold, over all kinds of its section; empty where it holds something else."""
+    owners: list[Any] = [Config]
+    for step in path.split("."):
+        hints = [_hints(owner)[step] for owner in owners if is_dataclass(owner) and step in _hints(owner)]
+        owners = [member for hint in hints for member in _members(hint)]
+    return [word for member in owners if get_origin(member) is Literal for word in get_args(member)]
 
 
 def _near(word: str, known: Any) -> str:
@@ -124,7 +166,8 @@ def _near(word: str, known: Any) -> str:
 
 def _explain(error: ValidationError, values: Mapping[str, Any]) -> str:
     """The first broken rule in one line: `<path> must <rule>, got <value>`, and the remedy where one is near."""
-    first = error.errors()[0]
+    # Where a field may be of several types, pydantic tells what each of them misses: the nearest one says the most.
+    first = max(error.errors(), key=lambda e: (not e["type"].endswith("_type"), len(e["loc"])))
     path, given = _path(first["loc"]), first["input"]
     if first["type"] == "unexpected_keyword_argument":
         section, _, leaf = path.rpartition(".")
@@ -135,9 +178,13 @@ def _explain(error: ValidationError, values: Mapping[str, Any]) -> str:
         tags = first["ctx"]["expected_tags"].replace("'", "").split(", ")
         tag = first["ctx"]["tag"]
         return f"{path}.kind must be one of {', '.join(tags)}, got {tag!r}{_near(tag, tags)}"
+    if first["type"] == "too_long":
+        return f"{path} must have at most {first['ctx']['max_length']} values, got {given!r}"
+    if first["type"] == "missing" and isinstance(first["loc"][-1], int):
+        return f"{path.rpartition('.')[0]} must have more values, got {given!r}"
     if first["type"] in ("missing", "missing_argument"):
         return f"{path} must be given"
-    if first["type"] in ("dataclass_type", "union_tag_not_found", "dict_type"):
+    if first["type"] in ("dataclass_type", "model_attributes_type", "dict_type"):
         return f"{path} must be a section of fields, got {given!r}"
     if first["type"] == "literal_error":
         choices = [word.strip("' ") for word in first["ctx"]["expected"].replace(" or ", ", ").split(", ")]
@@ -146,7 +193,13 @@ def _explain(error: ValidationError, values: Mapping[str, Any]) -> str:
     return f"{path} must be {_ARTICLES.get(rule, rule)}, got {given!r}"
 
 
-_ARTICLES = {"integer": "an integer", "number": "a number", "string": "a text", "boolean": "true or false"}
+_ARTICLES = {
+    "integer": "an integer",
+    "number": "a number",
+    "string": "a text",
+    "boolean": "true or false",
+    "tuple": "a list",
+}
 
 
 def _path(location: tuple[int | str, ...]) -> str:

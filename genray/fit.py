@@ -23,6 +23,7 @@ from genray.tracking import Tracker
 if TYPE_CHECKING:
     import ray.data
 
+CLOSING_S = 60  # for MLflow to take what is left
 PACKAGES = ("genray", "ray", "torch", "torchvision", "timm", "mlflow", "numpy")
 
 
@@ -87,33 +88,32 @@ def dry_run(config: Config, address: str | None = None, say: Callable[[str], Non
     for line in plan.lines(config):
         say(line)
     run.claim(config)
-    cluster.start(address)
-    try:
-        say(f"{'cluster':14} {cluster.check_placement(config)}")
-    finally:
-        cluster.stop()
+    with cluster.joined(address) as may_grow:
+        say(f"{'cluster':14} {cluster.check_placement(config, may_grow)}")
     say(f"{'configuration':14} {run.config}")
 
 
 def _fit(
     config: Config, plan: Plan, run: RunDirectory, address: str | None, say: Callable[[str], None], started: float
 ) -> dict[str, Any]:
-    marks = {"command": started}
     progress = Progress(run.metrics, plan.steps)
     tracker = Tracker(config, run.path, progress.say)
     tracker.artifact(run.config)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         progress.phase("starting Ray")
-        cluster.start(address)
-        marks["Ray started"] = time.time()
-        placement = cluster.check_placement(config)
-        if not placement.startswith("fits"):
-            progress.say(placement)
-        progress.phase("starting generators and learners")
-        returned = _train(config, plan, run)
-        marks |= returned["marks"]
-        report = _report(config, run, marks, returned) | {"mlflow": tracker.url()}
+        with cluster.joined(address) as may_grow:
+            marks = {"command": started, "Ray started": time.time()}
+            placement = cluster.check_placement(config, may_grow)
+            if not placement.startswith("fits"):
+                progress.say(placement)
+            progress.phase("starting generators and learners")
+            returned = _train(config, plan, run)
+            if refused := returned.get("refused"):
+                raise UserError(refused)
+            hardware = cluster.hardware()
+        report = _report(config, run, marks | returned["marks"], returned["probes"])
+        report |= {"hardware": hardware, "mlflow": tracker.url()}
         write_atomically(run.report, json.dumps(report, indent=2) + "\n")
         tracker.summary(_flat(report))
         for path, folder in ((run.previews, "previews"), (run.export, "export"), (run.report, None)):
@@ -126,9 +126,8 @@ def _fit(
         raise UserError(f"interrupted; resume with --name {config.name}") from None
     finally:
         progress.close()
-        for line in tracker.close(status, timeout_s=30):
+        for line in tracker.close(status, CLOSING_S):
             say(line)
-        cluster.stop()
 
 
 def _train(config: Config, plan: Plan, run: RunDirectory) -> dict[str, Any]:
@@ -180,7 +179,9 @@ def _cause(error: BaseException) -> str:
     return f"{type(deepest).__name__}: {lines[-1].strip() if lines else ''}"
 
 
-def _report(config: Config, run: RunDirectory, marks: dict[str, float], returned: dict[str, Any]) -> dict[str, Any]:
+def _report(
+    config: Config, run: RunDirectory, marks: dict[str, float], probes: dict[str, dict[str, float]]
+) -> dict[str, Any]:
     records = [json.loads(line) for line in run.metrics.read_text().splitlines() if line.startswith("{")]
 
     def median(key: str) -> float | None:
@@ -190,7 +191,7 @@ def _report(config: Config, run: RunDirectory, marks: dict[str, float], returned
     return {
         "name": config.name,
         "directory": str(run.path),
-        "probes": returned.get("probes", {}),
+        "probes": probes,
         "steps": config.training.steps,
         "loss": records[-1]["loss"] if records else None,
         **{key: median(key) for key in ("images_per_s", "data_wait", "generator_busy", "view_age_s")},

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from genray.random import permutation, uniforms
+from genray.random import permutation, uniforms, words
 from genray.settings import settings
 
 _TAIL = 0.02275013194817921  # the standard normal distribution function at -2
@@ -137,6 +137,15 @@ class Anchors:
             u = uniforms(self.seed, "neighbour", anchor, self.latent_dim, use=neighbour)
             views.append(latent_view(z, u, self.truncation))
         return np.stack(views, axis=1).astype(np.float32)
+
+    def seeds(self, position: np.ndarray, latent_view: View, num_views: int) -> np.ndarray:
+        """Seeds of what a generator draws besides the latent, the same whenever a view is shown: int64 `[n, V]`."""
+        anchor, epoch = self.at(position)
+        shown = [np.zeros_like(anchor)]
+        for view in range(1, num_views if latent_view.renders else 1):
+            shown.append(1 + self.neighbour(anchor, epoch, view, num_views))
+        drawn = np.stack([words(self.seed, "noise", anchor, 2, use=use) for use in shown], axis=1)
+        return (drawn[..., 0] << np.uint64(31) | drawn[..., 1] >> np.uint64(1)).astype(np.int64)
 
     def neighbour(self, anchor: np.ndarray, epoch: np.ndarray, view: int, num_views: int) -> np.ndarray:
         """Which of its neighbours each anchor shows as this view (1 and up) in this epoch: int64 `[n]`."""

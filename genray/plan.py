@@ -73,7 +73,7 @@ class Plan:
 
     def tickets_from(self, next_ticket: int) -> int:
         """Tickets the stream still has to render: whole rounds, so that every learner gets equally many."""
-        consumed = next_ticket // self.num_workers * self.steps_per_round
+        consumed = next_ticket * self.steps_per_round // self.num_workers
         return -(-max(0, self.steps - consumed) // self.steps_per_round) * self.num_workers
 
     def lines(self, config: Config) -> list[str]:

@@ -26,8 +26,8 @@ class Recorder(UserCallback):
         if not metrics or "step" not in metrics[0]:
             return
         if self.reached is None:
+            _drop_half_line(self.path)
             self.reached = last_record(self.path).get("step", -1)
-            _end_line(self.path)
         if metrics[0]["step"] <= self.reached:
             return  # learners that restarted from a checkpoint repeat it
         self.reached = metrics[0]["step"]
@@ -46,8 +46,8 @@ def merged(metrics: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _end_line(path: Path) -> None:
-    """End a line that a killed writer left unfinished, so that the next record gets its own."""
+def _drop_half_line(path: Path) -> None:
+    """Cut off a line that a killed writer left unfinished; who follows the file has not taken it."""
     if path.exists() and (text := path.read_bytes()) and not text.endswith(b"\n"):
-        with path.open("ab") as file:
-            file.write(b"\n")
+        with path.open("r+b") as file:
+            file.truncate(text.rfind(b"\n") + 1)

@@ -46,17 +46,22 @@ class RunDirectory:
     def report(self) -> Path:
         return self.path / "report.json"
 
+    @property
+    def lock(self) -> Path:
+        return self.path / "run.lock"
+
     def claim(self, config: Config) -> None:
         """Make the directory this configuration's, or refuse: writes config.json.
 
         Raises:
-            UserError: the directory cannot be written, or belongs to a run with other settings.
+            UserError: the directory cannot be written, belongs to a run with other settings, or to one in progress.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if self.config.exists():
-                self._refuse_changes(config)
-            write_atomically(self.config, json.dumps(config.to_dict(), indent=2) + "\n")
+            with self.locked():
+                if self.config.exists():
+                    self._refuse_changes(config)
+                write_atomically(self.config, json.dumps(config.to_dict(), indent=2) + "\n")
         except OSError as error:
             raise UserError(
                 f"storage_path must be a directory that can be written, got {config.storage_path!r} ({error.strerror})"
@@ -78,7 +83,7 @@ class RunDirectory:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for this process; a second driver of the same run is refused."""
-        with (self.path / "run.lock").open("w") as lock:
+        with self.lock.open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -86,12 +91,15 @@ class RunDirectory:
             yield
 
     def in_progress(self) -> bool:
-        """Whether some process drives the run now."""
-        try:
-            with self.locked():
-                return False
-        except UserError:
-            return True
+        """Whether some process drives the run now; only looks, so that a run of another user's can be listed too."""
+        if not self.lock.exists():
+            return False
+        with self.lock.open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     def state(self) -> dict[str, Any]:
         """`name`, `state` (finished, running, resumable, started), `step`, `steps`, `loss` and, once known, `knn`."""
@@ -118,9 +126,19 @@ class RunDirectory:
 
 
 def runs(storage_path: Path) -> list[RunDirectory]:
-    """The runs of a directory, the latest last."""
+    """The runs of a directory, the latest last; a config.json of something else does not make one."""
     found = [RunDirectory(path.parent) for path in storage_path.glob("*/config.json")]
+    found = [run for run in found if _read_object(run.config).keys() >= {"name", "storage_path", "training"}]
     return sorted(found, key=lambda run: run.config.stat().st_mtime)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object of a file; empty where it holds none."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def last_record(path: Path) -> dict[str, Any]:

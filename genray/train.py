@@ -16,6 +16,7 @@ import ray.train
 from genray import stream
 from genray.config import Config
 from genray.rundir import RunDirectory
+from genray.settings import UserError
 from genray.views import Block
 
 if TYPE_CHECKING:
@@ -28,13 +29,17 @@ def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
     """Ray Train's `train_loop_per_worker`.
 
     Returns:
-        Rank 0's `marks` (when what happened, unix seconds) and `probes` (the final ones); nothing for the others.
+        Rank 0's `marks` (when what happened, unix seconds) and `probes` (the final ones), nothing for the others; or
+        `refused`, what the user must mend: raised here, it would only be tried again.
     """
     started, config = time.time(), arguments["config"]
-    with ThreadPoolExecutor(1) as beside:
-        first = beside.submit(_pool_blocks, config)  # generators start while this process imports torch
-        learner = _learner(config)
-        blocks = first.result()
+    try:
+        with ThreadPoolExecutor(1) as beside:
+            first = beside.submit(_pool_blocks, config)  # generators start while this process imports torch
+            learner = _learner(config)
+            blocks = first.result()
+    except UserError as error:
+        return {"refused": str(error)}
     if config.generators.mode == "inline":
         blocks = stream.rendered_here(config, learner.plan, learner.place.next_ticket, learner.rank, learner.device)
     judge = _judge(learner)

@@ -15,7 +15,6 @@ import numpy as np
 from genray.config import Config
 from genray.generators import Generator, load
 from genray.plan import Plan, anchors_of
-from genray.random import words
 
 if TYPE_CHECKING:
     import torch
@@ -80,14 +79,14 @@ class Renderer:
         n = len(position)
         anchor, epoch = self.anchors.at(position)
         latent = self.anchors.views(position, self.config.view, self.config.stream.num_views)
+        seeds = self.anchors.seeds(position, self.config.view, self.config.stream.num_views)
         label = self.anchors.labels(anchor)
         rendered = latent.shape[1]
-        noise = words(self.config.seed, "noise", position, 2 * rendered).astype(np.int64).reshape(n * rendered, 2)
         images = render(
             self.generator,
             latent.reshape(n * rendered, -1),
             label.repeat(rendered),
-            noise[:, 0] << 31 | noise[:, 1] >> 1,
+            seeds.reshape(-1),
             self.config.generator.micro_batch,
             self.device,
         )

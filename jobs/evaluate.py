@@ -1,4 +1,7 @@
-"""`genray evaluate` as a Ray job: `ray job submit --working-dir . -- python jobs/evaluate.py /shared/runs/first`."""
+"""`genray evaluate` as a Ray job, with the same arguments.
+
+ray job submit --working-dir . -- python jobs/evaluate.py /shared/runs/first
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""`genray train` as a Ray job: `ray job submit --working-dir . -- python jobs/train.py demo --name first`."""
+"""`genray train` as a Ray job, with the same arguments.
+
+ray job submit --working-dir . -- python jobs/train.py demo --name first --storage_path /shared/runs
+"""
 
 import sys
 

@@ -1,0 +1,93 @@
+"""What is saved comes back bit by bit, and nothing in it is executed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from genray import checkpoint, optim
+from genray.checkpoint import Place
+from genray.config import LARS, SGD, AdamW
+
+
+def network(layout: torch.memory_format, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), *pooled, nn.Linear(8, 4)).to(
+        memory_format=layout
+    )
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor) -> float:
+    optimizer.zero_grad()
+    loss = model(images).square().mean()
+    loss.backward()
+    optimizer.step()
+    return float(loss.detach())
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("config", [SGD(), AdamW(), LARS()], ids=lambda config: config.kind)
+def test_a_restored_run_goes_on_bit_by_bit(
+    config: SGD | AdamW | LARS, layout: torch.memory_format, tmp_path: Path
+) -> None:
+    images = torch.rand(3, 6, 3, 8, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    model = network(layout, seed=0)
+    optimizer = optim.build(config, model)
+    step(model, optimizer, images[0])
+    step(model, optimizer, images[1])
+    checkpoint.save(tmp_path, Place(step=2, next_ticket=5), model, optimizer)
+
+    other = network(layout, seed=1)
+    resumed = optim.build(config, other)
+    assert checkpoint.restore(tmp_path, other, resumed) == Place(2, 5)
+    assert other[0].weight.is_contiguous(memory_format=layout)
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[key], value, rtol=0, atol=0)
+
+    assert step(other, resumed, images[2]) == step(model, optimizer, images[2])
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[key], value, rtol=0, atol=0)
+
+
+def test_the_place_is_read_alone(tmp_path: Path) -> None:
+    model = network(torch.contiguous_format, 0)
+    checkpoint.save(tmp_path, Place(step=7, next_ticket=3), model, optim.build(SGD(), model))
+    for name in ("model.safetensors", "optimizer.pt"):
+        (tmp_path / name).unlink()
+    assert checkpoint.read_place(tmp_path) == Place(step=7, next_ticket=3)
+
+
+class Evil:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, command: str):
+        self.command = command
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_nothing_in_a_checkpoint_is_executed(archive: bool, tmp_path: Path) -> None:
+    model = network(torch.contiguous_format, 0)
+    optimizer = optim.build(SGD(), model)
+    checkpoint.save(tmp_path, Place(), model, optimizer)
+    evil = {**optimizer.state_dict(), "state": Evil(f"touch {tmp_path}/executed")}
+    if archive:
+        torch.save(evil, tmp_path / "optimizer.pt")
+    else:
+        (tmp_path / "optimizer.pt").write_bytes(pickle.dumps(evil, protocol=2))
+    with pytest.raises(pickle.UnpicklingError):
+        checkpoint.restore(tmp_path, model, optimizer)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_run_without_a_checkpoint_has_none(tmp_path: Path) -> None:
+    assert checkpoint.last(tmp_path) is None

@@ -1,0 +1,150 @@
+"""Whole runs on a Ray of this machine: stream, learners, checkpoints, probes, export and MLflow together."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from mlflow import MlflowClient
+
+from genray.configure import build
+from genray.fit import RunFailed, fit
+from genray.settings import UserError
+
+STEPS = 12
+SMALL: dict[str, Any] = {
+    "generator": {"kind": "biggan", "micro_batch": 16},
+    "stream": {"batch_size": 16, "ticket_batches": 2},
+    "augment": {"policy": "digits"},
+    "model": {
+        "backbone": "resnet18",
+        "model_args": {"layers": [1, 1, 0, 0], "channels": [16, 16, 16, 16], "stem_width": 8, "stem_type": "deep"},
+        "projection": [16, 8],
+    },
+    "optimizer": {"kind": "adamw", "lr": 1e-3},
+    "training": {"steps": STEPS, "checkpoint_every": 4, "log_every": 1},
+    "probe": {"data": "digit-scenes", "every": 6, "images": 400},
+    "generators": {"num": 1, "num_gpus": 0, "num_cpus": 0.25},
+    "learners": {"num_workers": 1, "num_gpus": 0, "num_cpus": 0.25},
+}
+
+
+def settings(storage: Path, name: str, **changes: dict[str, Any]) -> dict[str, Any]:
+    merged = {key: {**SMALL.get(key, {}), **changes.get(key, {})} for key in SMALL | changes}
+    if "generator" in changes:
+        merged["generator"] = changes["generator"]
+    return {"name": name, "storage_path": str(storage), **merged}
+
+
+def records(storage: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (storage / name / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(storage: Path, name: str) -> list[float]:
+    found = records(storage, name)
+    assert [record["step"] for record in found] == list(range(1, STEPS + 1))
+    return [record["loss"] for record in found]
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def inline(storage: Path) -> list[float]:
+    """The losses of a run whose learner renders its own tickets: the reference that nothing may deviate from."""
+    fit(build(settings(storage, "inline", generators={"mode": "inline"}, tracking={"mlflow": False})))
+    return losses(storage, "inline")
+
+
+def test_a_run_leaves_everything_it_promises(storage: Path, inline: list[float]) -> None:
+    config = build(settings(storage, "pool", generators={"num": [1, 2]}))
+    report = fit(config)
+    directory = storage / "pool"
+
+    assert losses(storage, "pool") == pytest.approx(inline, rel=1e-4)  # the stream shows what the learner would render
+
+    assert report == json.loads((directory / "report.json").read_text())
+    assert set(report["probes"]) == {"trained", "untrained", "raw_pixels"}
+    assert all(0 < value < 1 for probes in report["probes"].values() for value in probes.values())
+    parts = report["seconds_to_first_step"]
+    assert parts["total"] == pytest.approx(sum(parts.values()) - parts["total"], abs=0.5)
+    assert report["seconds_total"] > parts["total"] > 0
+    assert report["versions"]["ray"]
+    assert 0 <= report["data_wait"] <= 1
+    assert 0 < report["generator_busy"] <= 1
+
+    assert (directory / "previews" / "views.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list(directory.glob("checkpoint_*/place.json"))) == 2  # learners.keep
+    backbone = timm.create_model(f"local-dir:{directory / 'export'}", pretrained=True).eval()
+    assert backbone(torch.zeros(1, 3, 32, 32)).shape == (1, 16)
+
+    noted = json.loads((directory / "mlflow.json").read_text())
+    client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
+    run = client.get_run(noted["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["model.backbone"] == "resnet18"
+    history = client.get_metric_history(noted["run_id"], "loss")
+    assert [(metric.step, metric.value) for metric in history] == list(enumerate(losses(storage, "pool"), start=1))
+    expected = {"alignment", "uniformity", "lr", "images_per_s", "data_wait", "generator_busy", "view_age_s", "knn"}
+    assert expected | {"final.trained.knn", "final.raw_pixels.linear", "seconds.total"} <= set(run.data.metrics)
+    kept = {found.path for found in client.list_artifacts(noted["run_id"])}
+    assert kept == {"config.json", "report.json", "previews", "export"}
+
+    said: list[str] = []
+    assert fit(config, say=said.append) == report
+    assert "finished" in said[0]
+
+
+def test_a_killed_run_goes_on_where_its_checkpoint_ends(storage: Path, inline: list[float]) -> None:
+    values = settings(storage, "killed", tracking={"uri": "http://127.0.0.1:9"})  # and no MLflow answers
+    file = storage / "killed.json"
+    file.write_text(json.dumps(values))
+    command = [sys.executable, "-m", "genray.cli", "train", str(file)]
+    run = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 180
+    while not list((storage / "killed").glob("checkpoint_*/place.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    assert not (storage / "killed" / "report.json").exists()
+
+    again = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert again.returncode == 0, again.stderr
+    assert losses(storage, "killed") == pytest.approx(inline, rel=1e-4)
+    assert "does not record" in again.stderr
+    assert "Traceback" not in again.stderr + again.stdout
+
+
+def test_two_learners_share_the_tickets(storage: Path) -> None:
+    fit(build(settings(storage, "two", learners={"num_workers": 2}, tracking={"mlflow": False})))
+    found = records(storage, "two")
+    assert [record["step"] for record in found] == list(range(1, STEPS + 1))
+    assert found[-1]["loss"] < found[0]["loss"]
+
+
+def test_a_run_with_other_settings_is_refused(storage: Path, inline: list[float]) -> None:
+    with pytest.raises(UserError, match=r"view\.std was 1\.0, is 0\.5"):
+        fit(build(settings(storage, "inline", view={"kind": "gaussian", "std": 0.5})))
+
+
+def test_a_generator_that_renders_nonsense_ends_the_run_with_its_ticket(storage: Path) -> None:
+    generator = {"kind": "custom", "target": "faulty:Faulty", "options": {"call": 3}}
+    sizes = {"image_size": 32, "latent_dim": 4, "num_classes": 0, "micro_batch": 32}
+    config = build(
+        settings(
+            storage, "nonsense", generator=generator | sizes, tracking={"mlflow": False}, learners={"max_failures": 0}
+        )
+    )
+    with pytest.raises(RunFailed, match=r"ticket \d+.*finite"):
+        fit(config)

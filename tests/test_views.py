@@ -1,0 +1,140 @@
+"""A ticket's block is a function of (seed, ticket): nothing else may change it, and nothing bad may be in it."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import small
+
+from genray.config import Config
+from genray.configure import build
+from genray.views import BadBlock, Block, Renderer
+
+CONTENT = ("views", "label", "latent", "anchor", "epoch")
+
+
+def blocks(config: Config, tickets: range) -> Block:
+    """The content of several tickets, one after the other."""
+    renderer = Renderer(config, "cpu")
+    found = [renderer.block(ticket) for ticket in tickets]
+    return {name: np.concatenate([block[name] for block in found]) for name in CONTENT}
+
+
+def assert_same(one: Block, other: Block) -> None:
+    for name in CONTENT:
+        assert one[name].dtype == other[name].dtype
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_a_block_holds_what_the_design_says() -> None:
+    before = time.time()
+    block = Renderer(small(stream={"num_views": 3}, seed=1), "cpu").block(2)
+    shapes = {name: (column.dtype.str, column.shape) for name, column in block.items() if name != "generator"}
+    assert shapes == {
+        "views": ("|u1", (8, 3, 3, 8, 8)),
+        "label": ("<i8", (8,)),
+        "latent": ("<f4", (8, 3, 4)),
+        "anchor": ("<i8", (8,)),
+        "epoch": ("<i8", (8,)),
+        "ticket": ("<i8", (8,)),
+        "created_at": ("<f8", (8,)),
+        "render_s": ("<f8", (8,)),
+    }
+    assert block["anchor"].tolist() == list(range(16, 24))
+    assert set(block["ticket"].tolist()) == {2}
+    assert before <= block["created_at"][0] <= time.time()
+    assert 0 < block["render_s"][0] < 60
+    assert len(set(block["created_at"].tolist())) == len(set(block["render_s"].tolist())) == 1
+    assert str(block["generator"][7]).startswith(f"{socket.gethostname()}:")
+
+
+def test_tx_only_renders_each_anchor_once() -> None:
+    block = Renderer(small(view={"kind": "none"}, stream={"num_views": 5}), "cpu").block(0)
+    assert block["views"].shape == (8, 1, 3, 8, 8)
+    assert block["latent"].shape == (8, 1, 4)
+    neighbours = Renderer(small(), "cpu").block(0)
+    np.testing.assert_array_equal(block["views"][:, 0], neighbours["views"][:, 0])  # view 0 is the anchor itself
+
+
+@pytest.mark.parametrize("micro_batch", [1, 5, 16, 64])
+def test_the_micro_batch_only_cuts(micro_batch: int) -> None:
+    assert_same(blocks(small(generator={"micro_batch": micro_batch}), range(2)), blocks(small(), range(2)))
+
+
+@pytest.mark.parametrize("stream", [{}, {"num_anchors": 11, "num_neighbors": 2, "num_views": 3}])
+def test_the_size_of_a_ticket_only_cuts(stream: dict[str, Any]) -> None:
+    long = blocks(small(stream={**stream, "ticket_batches": 4}), range(2))
+    assert_same(blocks(small(stream={**stream, "ticket_batches": 2}), range(4)), long)
+    assert_same(blocks(small(stream={**stream, "ticket_batches": 1}), range(8)), long)
+
+
+def test_any_ticket_comes_alone_and_again() -> None:
+    renderer = Renderer(small(), "cpu")
+    first, _, again = renderer.block(5), renderer.block(0), renderer.block(5)
+    assert_same(first, again)
+    assert_same(Renderer(small(), "cpu").block(5), first)
+
+
+def test_seed_and_ticket_decide() -> None:
+    one, other = blocks(small(), range(2)), blocks(small(seed=1), range(2))
+    assert not (one["views"] == other["views"]).all((1, 2, 3, 4)).any()
+    images = one["views"].reshape(-1, 3 * 8 * 8)
+    assert len(np.unique(images, axis=0)) == len(images)
+
+
+def test_a_neighbour_shown_again_is_the_same_image() -> None:
+    """Also of a generator that draws noise: its seed belongs to the neighbour, not to the showing."""
+    shown = blocks(small(stream={"num_anchors": 8, "num_neighbors": 2}), range(12))
+    for anchor in range(8):
+        views = shown["views"][shown["anchor"] == anchor]
+        assert len(views) == 12
+        assert len(np.unique(views[:, 0], axis=0)) == 1
+        assert len(np.unique(views[:, 1], axis=0)) == 2
+
+
+def test_the_embedded_generator_renders_the_same_bytes_however_it_is_cut() -> None:
+    def embedded(ticket_batches: int) -> Config:
+        stream = {"batch_size": 12, "ticket_batches": ticket_batches}
+        return build({"name": "x", "generator": {"micro_batch": 16}, "stream": stream})
+
+    long = blocks(embedded(2), range(1))
+    assert_same(blocks(embedded(2), range(1)), long)
+    assert_same(blocks(embedded(1), range(2)), long)  # images lie elsewhere in the micro-batches, padding between
+    assert long["views"].shape == (24, 2, 3, 32, 32)
+    assert long["views"].std() > 20
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("constant", "ticket 3: 1 of 16 images are of one constant colour"),
+        ("nan", "ticket 3: 1 of 16 images have pixels that are not finite, image 15 first"),
+        (
+            "shape",
+            r"ticket 3: images must be uint8, .* of shape \[16, 3, 8, 8\], got torch.uint8 of shape \[16, 3, 4, 8\]",
+        ),
+        ("dtype", r"ticket 3: images must be uint8, .* got torch.int32 of shape \[16, 3, 8, 8\]"),
+    ],
+)
+def test_bad_images_never_leave(bad: str, message: str) -> None:
+    with pytest.raises(BadBlock, match=message):
+        Renderer(small({"bad": bad}), "cpu").block(3)
+
+
+def test_a_generator_that_breaks_the_contract_itself_is_caught() -> None:
+    """`load` holds custom generators to it already; `render` trusts none."""
+    renderer = Renderer(small(), "cpu")
+    made = renderer.generator
+    for spoil, told in ((lambda x: x.float(), "torch.float32"), (lambda x: x[1:], r"\(15, 3, 8, 8\)")):
+
+        def spoilt(z, labels, seeds, spoil=spoil):  # type: ignore[no-untyped-def]
+            return spoil(made(z, labels, seeds))
+
+        spoilt.num_classes, spoilt.image_size = 3, 8  # type: ignore[attr-defined]
+        renderer.generator = spoilt  # type: ignore[assignment]
+        with pytest.raises(BadBlock, match=rf"ticket 0: the generator must return uint8 images .* got .*{told}"):
+            renderer.block(0)
