@@ -17,7 +17,7 @@ from genray.config import Config
 from genray.console import Progress
 from genray.plan import Plan
 from genray.rundir import RunDirectory, write_atomically
-from genray.settings import UserError
+from genray.settings import UserError, reason_in
 from genray.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -164,19 +164,16 @@ def _train(config: Config, plan: Plan, run: RunDirectory) -> dict[str, Any]:
     try:
         return cast("dict[str, Any]", trainer.fit().return_value)
     except ray.train.TrainingFailedError as error:
-        raise RunFailed(_cause(error)) from error
+        raise _cause(error) from error
 
 
-def _cause(error: BaseException) -> str:
-    """The innermost reason of a failed run, in one line."""
-    reasons = [error]
-    for failure in getattr(error, "worker_failures", {}).values():
-        reasons.append(failure)
-    deepest = reasons[-1]
-    while (inner := getattr(deepest, "cause", None) or deepest.__cause__) is not None:
-        deepest = inner
-    lines = [line for line in str(deepest).splitlines() if line.strip()]
-    return f"{type(deepest).__name__}: {lines[-1].strip() if lines else ''}"
+def _cause(error: BaseException) -> Exception:
+    """What to raise for a failed training: the reason that genray's own code gave, if it did, in one line."""
+    text = "\n".join(map(str, getattr(error, "worker_failures", {}).values())) or str(error)
+    if reason := reason_in(text):
+        return UserError(reason.message) if reason.mendable else RunFailed(reason.message)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return RunFailed(lines[-1] if lines else type(error).__name__)
 
 
 def _report(

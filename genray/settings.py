@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar, cast, dataclass_transform
+import re
+from typing import NamedTuple, TypeVar, cast, dataclass_transform
 
 import pydantic.dataclasses
 from pydantic import ConfigDict
@@ -16,6 +17,23 @@ class UserError(Exception):
 
 class ConfigError(UserError):
     """A configuration that cannot be run: `<config.path> must <rule>, got <value>`, and the remedy."""
+
+
+class Reason(NamedTuple):
+    """Why another process failed, as its traceback tells it."""
+
+    message: str
+    mendable: bool
+    """Whether it was a UserError."""
+
+
+def reason_in(traceback: str) -> Reason | None:
+    """The last exception of genray's own in a traceback that Ray has turned into text; None where there is none."""
+    found = re.findall(r"^genray(?:\.\w+)*\.(\w+): (.+)$", traceback, re.MULTILINE)
+    if not found:
+        return None
+    name, message = found[-1]
+    return Reason(message, name in (UserError.__name__, ConfigError.__name__))
 
 
 @dataclass_transform(frozen_default=True)

@@ -16,7 +16,7 @@ import ray.train
 from genray import stream
 from genray.config import Config
 from genray.rundir import RunDirectory
-from genray.settings import UserError
+from genray.settings import UserError, reason_in
 from genray.views import Block
 
 if TYPE_CHECKING:
@@ -38,8 +38,12 @@ def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
             first = beside.submit(_pool_blocks, config)  # generators start while this process imports torch
             learner = _learner(config)
             blocks = first.result()
-    except UserError as error:
-        return {"refused": str(error)}
+    except Exception as error:
+        if isinstance(error, UserError):
+            return {"refused": str(error)}
+        if (reason := reason_in(str(error))) and reason.mendable:  # of a generator
+            return {"refused": reason.message}
+        raise
     if config.generators.mode == "inline":
         blocks = stream.rendered_here(config, learner.plan, learner.place.next_ticket, learner.rank, learner.device)
     judge = _judge(learner)

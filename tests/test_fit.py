@@ -146,5 +146,13 @@ def test_a_generator_that_renders_nonsense_ends_the_run_with_its_ticket(storage:
             storage, "nonsense", generator=generator | sizes, tracking={"mlflow": False}, learners={"max_failures": 0}
         )
     )
-    with pytest.raises(RunFailed, match=r"ticket \d+.*finite"):
+    with pytest.raises(RunFailed, match=r"^ticket \d+: .*finite"):
         fit(config)
+
+
+def test_a_generator_that_cannot_be_made_is_refused_at_once(storage: Path) -> None:
+    generator = {"kind": "custom", "target": "faulty:Missing", "latent_dim": 4, "image_size": 32}
+    config = build(settings(storage, "missing", generator=generator, tracking={"mlflow": False}))
+    with pytest.raises(UserError, match=r"^generator\.target must be importable.*faulty:Missing"):
+        fit(config)
+    assert not (storage / "missing" / "metrics.jsonl").exists()
