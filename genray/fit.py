@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from genray import cluster
 from genray.config import Config
 from genray.console import Progress
+from genray.generators import fetch
 from genray.plan import Plan
 from genray.rundir import RunDirectory, write_atomically
 from genray.settings import UserError, reason_in
@@ -71,6 +72,7 @@ def fit(
     started = started or time.time()
     plan, run = Plan.of(config), RunDirectory.of(config)
     run.claim(config)
+    fetch(config.generator)
     with run.locked():
         if run.report.exists():
             say(f"{config.name} is finished; choose another --name to train again")

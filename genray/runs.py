@@ -49,6 +49,6 @@ def export_run(path: Path, to: Path | None) -> list[str]:
 
 def draw(config: Config, out: Path, anchors: int) -> None:
     """Draw the first anchors of a run as a PNG: each with its latent views and its augmented views."""
-    learner, renderer = Learner(config, 0, torch.device("cpu")), Renderer(config)
-    shown = renderer.shown(np.arange(anchors))
+    shown = Renderer(config).shown(np.arange(anchors))
+    learner = Learner(config, 0, torch.device("cpu"))
     preview.save(out, shown["views"], learner.images(shown))

@@ -39,5 +39,5 @@ def reason_in(traceback: str) -> Reason | None:
 @dataclass_transform(frozen_default=True)
 def settings(cls: type[T]) -> type[T]:
     """A frozen dataclass, checked when it is made, that refuses unknown fields and takes docstrings as help."""
-    config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
     return cast("type[T]", pydantic.dataclasses.dataclass(frozen=True, config=config)(cls))

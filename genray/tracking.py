@@ -31,6 +31,9 @@ METRICS = "metrics.jsonl"
 MAX_DELAY_S = 30.0
 """Longest pause, in seconds, between two attempts to reach MLflow."""
 
+LAST_TRIES = 3
+"""Failures in a row, once the run has ended, after which its user is told what is missing."""
+
 _AXES = ("step", "anchors", "time")
 _MAX_VALUE = 6000  # characters of a parameter or tag that every MLflow store takes
 _ENVIRONMENT = {  # read by MLflow at each call; its own defaults would block a call to a dead server for minutes
@@ -103,7 +106,7 @@ class Tracker:
         self._recorded: dict[str, int] = {}  # the last step MLflow has of each metric
         self._last_step = 0
         self._delay_s = 1.0
-        self._warned = False
+        self._warned = self._complete = False
         self._closing, self._abandoned = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="genray-mlflow", daemon=True)
         if config.tracking.mlflow:
@@ -140,7 +143,7 @@ class Tracker:
         self._status = status
         self._closing.set()
         self._thread.join(timeout_s)
-        if not self._thread.is_alive():
+        if self._complete:
             return self._lost
         self._abandoned.set()
         missing = [
@@ -150,15 +153,18 @@ class Tracker:
         ]
         return [
             *self._lost,
-            f"MLflow at {_public(self._uri)} did not answer within {timeout_s:g} s: "
+            f"MLflow at {_public(self._uri)} did not answer: "
             f"{' and '.join(missing) or 'the end of the run'} may be missing there; "
             f"everything is in {self._directory}, and its {METRICS} is sent when the run is resumed",
         ]
 
     def _work(self) -> None:
-        while not self._abandoned.is_set():
+        tries = LAST_TRIES
+        while tries and not self._abandoned.is_set():
             try:
-                return self._record()
+                self._record()
+                self._complete = True
+                return
             except Exception as error:  # whatever MLflow raises, the training must not notice
                 if not self._warned:
                     self._warned = True
@@ -166,8 +172,10 @@ class Tracker:
                         f"MLflow at {_public(self._uri)} does not record ({_line(error)}); training goes on, "
                         f"{METRICS} is sent when it does"
                     )
+            if self._closing.is_set():
+                tries, self._delay_s = tries - 1, min(1.0, self._delay_s)
             (self._abandoned if self._closing.is_set() else self._closing).wait(self._delay_s)
-            self._delay_s = min(2 * self._delay_s, 1.0 if self._closing.is_set() else MAX_DELAY_S)
+            self._delay_s = min(2 * self._delay_s, MAX_DELAY_S)
 
     def _record(self) -> None:
         """One connection's life: ends when the run is closed, raises when MLflow fails."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["BadImages", "Generator", "GeneratorSpec", "describe", "load"]
+__all__ = ["BadImages", "Generator", "GeneratorSpec", "describe", "fetch", "load"]
 
 
 class BadImages(Exception):
@@ -77,6 +77,16 @@ def describe(config: BigGANGenerator | CustomGenerator) -> GeneratorSpec:
         return GeneratorSpec(config.model, PUBLISHED[config.model], PUBLISHED_Z_DIM, PUBLISHED_CLASSES)
     layout = read_layout(resolve(config.model, download=False))
     return GeneratorSpec(config.model, layout.output_dim, layout.z_dim, layout.num_classes)
+
+
+def fetch(config: BigGANGenerator | CustomGenerator) -> None:
+    """See to it that the weights are on this machine: published ones are downloaded once.
+
+    Raises:
+        ConfigError: they are not here and cannot be downloaded; says which files to put where.
+    """
+    if isinstance(config, BigGANGenerator):
+        resolve(config.model, download=True)
 
 
 def load(config: BigGANGenerator | CustomGenerator, device: torch.device | str) -> Generator:
