@@ -12,12 +12,12 @@ from typing import Any, cast
 from safetensors.torch import save_file
 from torch import Tensor
 
+from genray.augment import MEAN, STD
 from genray.config import Config, Model
 from genray.model import build_backbone, feature_width
+from genray.settings import UserError
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
+_TAG = "genray"
 _TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 _SAME_NETWORK = ("zero_init_last", "drop_rate", "drop_path_rate")  # arguments that only matter in training
 
@@ -33,14 +33,22 @@ def export_run(state: Mapping[str, Tensor], config: Config, directory: Path, ima
 
     Returns:
         How each of the two is loaded, or why it is not there.
+
+    Raises:
+        UserError: the directory holds something else, or cannot be written.
     """
-    export_timm(state, config.model, directory, image_size=image_size)
-    lines = [f"timm.create_model('local-dir:{directory}', pretrained=True)"]
-    if file := export_torchvision(state, config.model, directory / "torchvision.safetensors"):
-        lines.append(f"torchvision.models.{config.model.backbone}: load_state_dict of {file}, strict=False (no fc)")
-    else:
-        lines.append(f"{torchvision_mismatch(config.model)}")
-    return lines
+    try:
+        export_timm(state, config.model, directory, image_size=image_size)
+        file = export_torchvision(state, config.model, directory / "torchvision.safetensors")
+    except OSError as error:
+        raise UserError(
+            f"an export must go to a directory that can be written, got '{directory}' ({error.strerror})"
+        ) from None
+    return [
+        f"timm.create_model('local-dir:{directory}', pretrained=True)",
+        torchvision_mismatch(config.model)
+        or f"torchvision.models.{config.model.backbone}: load_state_dict of {file}, strict=False (no fc)",
+    ]
 
 
 def export_timm(
@@ -50,8 +58,8 @@ def export_timm(
     *,
     image_size: int,
     crop_pct: float = 1.0,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
 ) -> Path:
     """Writes `config.json` and `model.safetensors`, whole or not at all; an earlier export there is replaced.
 
@@ -68,8 +76,15 @@ def export_timm(
         std: of each channel.
 
     Raises:
+        UserError: the directory holds something that is not an earlier export.
         RuntimeError: the state is not that of the configured backbone.
     """
+    directory = directory.absolute()
+    if directory.exists() and not _is_replaceable(directory):
+        raise UserError(
+            f"an export must go to a new or empty directory, or replace an earlier export, got '{directory}', "
+            "which holds something else"
+        )
     backbone = build_backbone(config)
     weights = _backbone_weights(state)
     backbone.load_state_dict(weights)
@@ -80,7 +95,7 @@ def export_timm(
         "num_classes": 0,
         "num_features": feature_width(backbone),
         "pretrained_cfg": {
-            "tag": "genray",
+            "tag": _TAG,
             "custom_load": False,
             "input_size": known["input_size"] if fixed else (3, image_size, image_size),
             "fixed_input_size": fixed,
@@ -151,6 +166,20 @@ def _backbone_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     chosen = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     # safetensors takes neither channels_last memory nor two names for one tensor
     return {name: value.detach().cpu().contiguous().clone() for name, value in chosen.items()}
+
+
+def _is_replaceable(directory: Path) -> bool:
+    """Whether a directory is empty or an export of genray's and nothing else: replacing it loses nothing."""
+    if not directory.is_dir():
+        return False
+    names = {path.name for path in directory.iterdir()}
+    if not names:
+        return True
+    try:
+        tag = json.loads((directory / "config.json").read_text())["pretrained_cfg"]["tag"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return tag == _TAG and names <= {"config.json", "model.safetensors", "torchvision.safetensors"}
 
 
 def _beside(path: Path) -> Path:

@@ -10,8 +10,9 @@ import torchvision
 from safetensors.torch import load_file
 
 from genray import config
-from genray.export import export_timm, export_torchvision, torchvision_mismatch
+from genray.export import export_run, export_timm, export_torchvision, torchvision_mismatch
 from genray.model import Encoder, build
+from genray.settings import UserError
 
 TINY = config.Model(
     backbone="resnet18",
@@ -70,6 +71,29 @@ def test_a_state_of_another_network_is_refused_and_the_earlier_export_stays(tmp_
         export_timm(build(VIT, 1).state_dict(), TINY, tmp_path / "timm", image_size=32)
     assert [p.name for p in tmp_path.iterdir()] == ["timm"]
     assert timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).num_features == 32
+
+
+@pytest.mark.parametrize("content", ["notes.txt", "config.json"], ids=["anything", "another model"])
+def test_a_directory_that_is_no_export_is_never_replaced(content: str, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    export_timm(build(TINY, 1).state_dict(), TINY, theirs, image_size=32)  # empty: may be taken
+    (theirs / content).write_text('{"architecture": "resnet18"}')
+    before = {path.name: path.read_bytes() for path in theirs.iterdir()}
+    for directory in (theirs, theirs / content):
+        with pytest.raises(
+            UserError, match=r"an export must go to a new or empty directory.*which holds something else"
+        ):
+            export_timm(build(TINY, 2).state_dict(), TINY, directory, image_size=32)
+    assert {path.name: path.read_bytes() for path in theirs.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [theirs]
+
+
+def test_a_directory_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    run = config.Config(name="run", model=TINY)
+    with pytest.raises(UserError, match=r"must go to a directory that can be written, got '.*/file/x' \(Not a dir"):
+        export_run(build(TINY, 1).state_dict(), run, tmp_path / "file" / "x", 32)
 
 
 @torch.no_grad()

@@ -252,6 +252,20 @@ def test_bfloat16_trains_float32_weights(blocks: list[Block]) -> None:
     assert {value.dtype for value in made.encoder.parameters()} == {torch.float32}
 
 
+def test_a_compiled_encoder_is_the_one_that_is_saved(blocks: list[Block], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def compiled(call: Callable[..., torch.Tensor], **options: Any) -> Callable[..., torch.Tensor]:
+        return lambda images: (calls.append(len(images)), call(images))[1]
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    plain, made = learner(), learner(model={"compile": True}, training={"steps": 2})
+    train(made, blocks)
+    assert calls == [2 * BATCH] * 2
+    assert list(made.encoder.state_dict()) == list(plain.encoder.state_dict())
+    assert made.features(made.images(blocks[0])).shape == (128, 32)
+
+
 @pytest.fixture
 def alone_in_a_group(tmp_path: Path) -> Iterator[None]:
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", world_size=1, rank=0)

@@ -1,7 +1,7 @@
 """The contrastive loss against its formula, closed forms, numeric gradients, and one process against two."""
 
 import math
-import multiprocessing
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -155,7 +155,9 @@ SHARED = {
 
 def learner(rank: int, meeting_point: str, results: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
     found = {}
     for name, labels in SHARED.items():
         network = DistributedDataParallel(small_network())
@@ -168,9 +170,8 @@ def learner(rank: int, meeting_point: str, results: str) -> None:
 
 
 def test_two_learners_equal_one_process_on_the_whole_batch(tmp_path: Path) -> None:
-    multiprocessing.set_forkserver_preload(["torch", "torch._dynamo"])  # imported once, not once in each learner
     arguments = (str(tmp_path / "meet"), str(tmp_path))
-    torch.multiprocessing.start_processes(learner, arguments, nprocs=2, start_method="forkserver")
+    torch.multiprocessing.start_processes(learner, arguments, nprocs=2, start_method="spawn")
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for name, labels in SHARED.items():
         network = small_network()

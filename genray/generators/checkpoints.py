@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import http.client
 import os
 import shutil
 import tempfile
@@ -121,7 +122,7 @@ def _published(name: str, download: bool) -> Path:
             directory.mkdir(parents=True, exist_ok=True)
             _download(package.PRETRAINED_MODEL_ARCHIVE_MAP[name], directory / WEIGHTS[1])
             _download(package.PRETRAINED_CONFIG_ARCHIVE_MAP[name], directory / CONFIG)
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise ConfigError(
                 f"generator.model must be in the cache or be downloaded, got {name!r}, and the download failed "
                 f"({error}); {remedy}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import subprocess
 import sys
 import urllib.request
@@ -159,7 +160,7 @@ class Cut(BytesIO):
         return chunk
 
 
-@pytest.mark.parametrize("error", [None, ConnectionResetError, KeyboardInterrupt])
+@pytest.mark.parametrize("error", [None, ConnectionResetError, http.client.HTTPException, KeyboardInterrupt])
 def test_an_interrupted_download_leaves_nothing(cache, monkeypatch, error):
     monkeypatch.setattr(urllib.request, "urlopen", lambda *args, **kwargs: Cut(error))
     expected = KeyboardInterrupt if error is KeyboardInterrupt else ConfigError

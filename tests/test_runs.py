@@ -1,0 +1,64 @@
+"""What is done with a run that is not finished: its last checkpoint is judged and exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from fakes import small
+
+from genray import checkpoint
+from genray.checkpoint import Place
+from genray.config import Config
+from genray.learner import Learner
+from genray.rundir import RunDirectory
+from genray.runs import evaluate_run, export_run
+from genray.settings import UserError
+
+MODEL = {
+    "backbone": "resnet18",
+    "model_args": {"layers": [1, 1, 0, 0], "channels": [8, 8, 8, 8], "stem_type": "deep", "stem_width": 8},
+    "projection": [8, 4],
+}
+
+
+def unfinished(config: Config, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Learner]:
+    """The directory of a run with one checkpoint, and the learner that wrote it, whose weights are no fresh ones."""
+    run = RunDirectory.of(config)
+    run.claim(config)
+    learner = Learner(config, 0, torch.device("cpu"))
+    with torch.no_grad():
+        for parameter in learner.encoder.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    written = run.path / "checkpoint_0"
+    written.mkdir()
+    learner.save(written, Place(8, 4))
+    monkeypatch.setattr(checkpoint, "last", lambda directory: written if directory == run.path else None)
+    return run.path, learner
+
+
+def test_the_last_checkpoint_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small(storage_path=str(tmp_path), model=MODEL)
+    path, learner = unfinished(config, monkeypatch)
+    images = torch.randn(2, 3, 8, 8)
+    for to in (None, tmp_path / "elsewhere"):
+        lines = export_run(path, to)
+        directory = to or path / "export"
+        assert lines[0] == f"timm.create_model('local-dir:{directory}', pretrained=True)"
+        assert "another network than torchvision's resnet18" in lines[1]
+        loaded = timm.create_model(f"local-dir:{directory}", pretrained=True).eval()
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(images), learner.features(images), rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match=r"^probe\.data must name labelled images to judge on, got none"):
+        evaluate_run(path)
+
+
+def test_the_last_checkpoint_is_judged_beside_the_baselines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small(storage_path=str(tmp_path), model=MODEL, probe={"data": "digit-scenes", "images": 200})
+    path, _ = unfinished(config, monkeypatch)
+    found = evaluate_run(path)
+    assert list(found) == ["trained", "untrained", "raw_pixels"]
+    assert found["trained"] != found["untrained"]
+    assert all(0 < value < 1 for probes in found.values() for value in probes.values())
