@@ -1,6 +1,6 @@
 """Write measured figures into README.md, so that none is typed by hand.
 
-    python docs/figures.py runs/NAME/report.json [--machine "2 CPU cores"]
+    python docs/figures.py runs/NAME/report.json
 
 Fills the block `<!-- demo -->` … `<!-- /demo -->` from a run's report, and the block `<!-- generator -->` …
 `<!-- /generator -->` from the report beside the embedded generator's weights. The same reports give the same README.
@@ -18,10 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent
 GENERATOR = ROOT / "genray/generators/assets/digit_scenes/report.json"
 
 
-def demo(report: dict[str, Any], machine: str | None = None) -> str:
+def demo(report: dict[str, Any]) -> str:
     """The result of a run: probes, start-up, length and speed."""
     first = report["seconds_to_first_step"]
     parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in first.items() if name != "total")
+    machine = report["hardware"]
     versions = ", ".join(f"{name} {report['versions'][name]}" for name in ("python", "torch", "ray"))
     lines = [
         "| accuracy on unseen digit scenes | kNN | linear probe |",
@@ -37,7 +38,8 @@ def demo(report: dict[str, Any], machine: str | None = None) -> str:
         f"| start to the first step | {first['total']:.0f} s ({parts}) |",
         f"| while training, median | {report['images_per_s']:,.0f} images/s, "
         f"data wait {report['data_wait']:.0%}, generators busy {report['generator_busy']:.0%} |",
-        f"| machine, versions | {machine + '; ' if machine else ''}{versions}; seed {report['seed']} |",
+        f"| machine | {machine['cpus']:g} CPU cores, {machine['gpus']:g} GPUs |",
+        f"| versions, seed | {versions}; {report['seed']} |",
     ]
     return "\n".join(lines)
 
@@ -77,10 +79,9 @@ def fill(text: str, name: str, content: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("report", type=Path, help="report.json of a finished demo")
-    parser.add_argument("--machine", help="what it ran on, in words; a report does not say")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     args = parser.parse_args()
-    text = fill(args.readme.read_text(), "demo", demo(json.loads(args.report.read_text()), args.machine))
+    text = fill(args.readme.read_text(), "demo", demo(json.loads(args.report.read_text())))
     if GENERATOR.exists():
         text = fill(text, "generator", generator(json.loads(GENERATOR.read_text())))
     args.readme.write_text(text)

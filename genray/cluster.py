@@ -21,22 +21,15 @@ class Request:
 
     cpus: float
     gpus: float
-    largest_cpus: float
-    largest_gpus: float
 
     @classmethod
     def of(cls, config: Config) -> Request:
         learners, generators = config.learners, config.generators
         cpus, gpus = learners.num_workers * learners.num_cpus, learners.num_workers * learners.num_gpus
-        largest_cpus, largest_gpus = learners.num_cpus, learners.num_gpus
         if generators.mode == "pool":
             low = generators.num[0] if isinstance(generators.num, tuple) else generators.num
             cpus, gpus = cpus + low * generators.num_cpus + DATA_CPUS, gpus + low * generators.num_gpus
-            largest_cpus, largest_gpus = (
-                max(largest_cpus, generators.num_cpus, DATA_CPUS),
-                max(largest_gpus, generators.num_gpus),
-            )
-        return cls(cpus, gpus, largest_cpus, largest_gpus)
+        return cls(cpus, gpus)
 
 
 @contextmanager

@@ -285,8 +285,10 @@ def check(config: Config) -> None:
             f"stream.batch_size must be a multiple of learners.num_workers ({workers}), got {stream.batch_size}; "
             f"the nearest is {round(stream.batch_size / workers) * workers or workers}"
         )
-    if stream.batch_size // workers < 2 and config.objective.kind == "simclr":
+    if stream.batch_size // workers < 2:
         raise ConfigError(f"stream.batch_size must be at least 2 anchors per learner, got {stream.batch_size}")
+    if config.model.sync_batch_norm and workers > 1 and not config.learners.num_gpus:
+        raise ConfigError("model.sync_batch_norm must be false for learners without GPUs, got true")
     if isinstance(config.generators.num, tuple) and config.generators.num[0] > config.generators.num[1]:
         raise ConfigError(f"generators.num must be [min, max] with min <= max, got {list(config.generators.num)}")
     if config.augment.scale and config.augment.scale[0] > config.augment.scale[1]:
@@ -298,8 +300,8 @@ def check(config: Config) -> None:
         )
     if stream.num_anchors is not None and stream.num_anchors < stream.batch_size:
         raise ConfigError(
-            f"stream.num_anchors must be at least stream.batch_size ({stream.batch_size}), or an anchor would be its "
-            f"own negative, got {stream.num_anchors}"
+            f"stream.num_anchors must be at least stream.batch_size ({stream.batch_size}), or one step would show an "
+            f"anchor twice, got {stream.num_anchors}"
         )
     if stream.num_neighbors is not None and stream.num_neighbors < stream.num_views - 1:
         raise ConfigError(

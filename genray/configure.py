@@ -34,10 +34,13 @@ def load(source: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: the source does not exist or cannot be read, or a value breaks a rule.
     """
-    values = _override(_with_kinds(_read(source)), parse_overrides(overrides))
+    values = _read(source)
+    if source not in presets() and Path(source).is_dir():
+        values["storage_path"] = str(Path(source).absolute().parent)  # wherever the run has been moved to
+    values = _override(_with_kinds(values), parse_overrides(overrides))
     values.setdefault("name", f"{Path(source).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
     config = build(values)
-    config = replace(config, storage_path=str(Path(config.storage_path).absolute()))
+    config = replace(config, storage_path=str(Path(config.storage_path).expanduser().absolute()))
     if isinstance(config.generator, BigGANGenerator) and Path(config.generator.model).is_dir():
         config = replace(
             config, generator=replace(config.generator, model=str(Path(config.generator.model).absolute()))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
+import signal
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from genray import cluster
 from genray.config import Config
 from genray.console import Progress
-from genray.generators import fetch
+from genray.generators import fetch, not_here
 from genray.plan import Plan
 from genray.rundir import RunDirectory, write_atomically
 from genray.settings import UserError, reason_in
@@ -72,11 +74,16 @@ def fit(
     started = started or time.time()
     plan, run = Plan.of(config), RunDirectory.of(config)
     run.claim(config)
-    fetch(config.generator)
     with run.locked():
         if run.report.exists():
             say(f"{config.name} is finished; choose another --name to train again")
-            return cast("dict[str, Any]", json.loads(run.report.read_text()))
+            report = json.loads(run.report.read_text())
+            if run.undelivered.exists():
+                tracker = Tracker(config, run.path, say)
+                _deliver(tracker, run, report)
+                _close(tracker, run, "FINISHED", say)
+            return cast("dict[str, Any]", report)
+        fetch(config.generator)
         return _fit(config, plan, run, address, say, started)
 
 
@@ -92,6 +99,8 @@ def dry_run(config: Config, address: str | None = None, say: Callable[[str], Non
     run.claim(config)
     with cluster.joined(address) as may_grow:
         say(f"{'cluster':14} {cluster.check_placement(config, may_grow)}")
+    if (note := not_here(config.generator)) is not None:
+        say(f"{'weights':14} {note}")
     say(f"{'configuration':14} {run.config}")
 
 
@@ -117,19 +126,36 @@ def _fit(
         report = _report(config, run, marks | returned["marks"], returned["probes"])
         report |= {"hardware": hardware, "mlflow": tracker.url()}
         write_atomically(run.report, json.dumps(report, indent=2) + "\n")
-        tracker.summary(_flat(report))
-        for path, folder in ((run.previews, "previews"), (run.export, "export"), (run.report, None)):
-            if path.exists():
-                tracker.artifact(path, folder)
+        _deliver(tracker, run, report)
         status = "FINISHED"
         return report
     except KeyboardInterrupt:
         status = "KILLED"
-        raise UserError(f"interrupted; resume with --name {config.name}") from None
+        say(f"{config.name} was interrupted; genray train {run.path} resumes it")
+        raise
     finally:
         progress.close()
-        for line in tracker.close(status, CLOSING_S):
-            say(line)
+        _close(tracker, run, status, say)
+
+
+def _deliver(tracker: Tracker, run: RunDirectory, report: dict[str, Any]) -> None:
+    """Hand what a finished run left to MLflow."""
+    tracker.summary(_flat(report))
+    for path, folder in ((run.previews, "previews"), (run.export, "export"), (run.report, None)):
+        if path.exists():
+            tracker.artifact(path, folder)
+
+
+def _close(
+    tracker: Tracker, run: RunDirectory, status: Literal["FINISHED", "FAILED", "KILLED"], say: Callable[[str], None]
+) -> None:
+    missing = tracker.close(status, CLOSING_S)
+    for line in missing:
+        say(line)
+    if missing:
+        run.undelivered.touch()
+    else:
+        run.undelivered.unlink(missing_ok=True)
 
 
 def _train(config: Config, plan: Plan, run: RunDirectory) -> dict[str, Any]:
@@ -163,10 +189,16 @@ def _train(config: Config, plan: Plan, run: RunDirectory) -> dict[str, Any]:
         datasets={stream.NAME: TicketsLeft(config)} if config.generators.mode == "pool" else None,
         dataset_config=stream.data_config(plan),
     )
+    before = signal.getsignal(signal.SIGINT)  # Ray Train puts its own handler there, which exits, and leaves it
     try:
         return cast("dict[str, Any]", trainer.fit().return_value)
     except ray.train.TrainingFailedError as error:
         raise _cause(error) from error
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _cause(error: BaseException) -> Exception:

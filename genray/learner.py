@@ -109,7 +109,9 @@ class Learner:
         self.policy = policy(config.augment, self.plan.image_size)
         encoder = build(config.model, config.seed)
         if config.model.sync_batch_norm and self.plan.num_workers > 1:
-            encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
+            from timm.layers import convert_sync_batchnorm  # torch's own drops the activation of timm's fused layers
+
+            encoder = convert_sync_batchnorm(encoder)
         self.layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
         self.encoder = encoder.to(device).to(memory_format=self.layout)
         self.optimizer = optim.build(config.optimizer, self.encoder)
@@ -154,6 +156,7 @@ class Learner:
             NotFinite: the loss of some step since the last record was not finite; the message names its ticket.
         """
         training, plan = self.config.training, self.plan
+        probe_every = self.config.probe.every if self.config.probe.data else plan.steps
         model = self._parallel()
         dtype = getattr(torch, self.config.model.precision)
         bad_ticket = torch.full((), -1, dtype=torch.int64, device=self.device)  # looked at only when a report is due
@@ -172,7 +175,7 @@ class Learner:
                 bad_ticket = torch.where((bad_ticket < 0) & ~loss.isfinite(), int(block["ticket"][0]), bad_ticket)
                 window.loss, window.steps = window.loss + loss, window.steps + 1
                 self.marks.setdefault("first step", time.time())
-                if step % training.log_every == 0 or step % self.config.probe.every == 0 or step == plan.steps:
+                if step % training.log_every == 0 or step % probe_every == 0 or step == plan.steps:
                     self._stop_if(bad_ticket)
                     yield Report(self._record(step, window, embeddings), None)
                     window = Window()

@@ -10,6 +10,13 @@ from typing import Any
 from ray.train import Checkpoint, UserCallback
 
 from genray.rundir import last_record
+from genray.settings import reason_in
+
+HOPELESS = ("NotFinite", "OutOfOrder")
+
+
+class Hopeless(Exception):
+    """Trying again would end the same way."""
 
 
 class Recorder(UserCallback):
@@ -34,6 +41,12 @@ class Recorder(UserCallback):
         record = {"time": time.time(), **merged(metrics)}
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """End a run at once for a reason that another start of the learners would only meet again."""
+        for error in worker_exceptions.values():
+            if (reason := reason_in(str(error))) and reason.name in HOPELESS:
+                raise Hopeless(reason.message)
 
 
 def merged(metrics: list[dict[str, Any]]) -> dict[str, Any]:

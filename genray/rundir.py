@@ -47,6 +47,11 @@ class RunDirectory:
         return self.path / "report.json"
 
     @property
+    def undelivered(self) -> Path:
+        """Stands where MLflow had not taken all of a run when it ended."""
+        return self.path / "mlflow.undelivered"
+
+    @property
     def lock(self) -> Path:
         return self.path / "run.lock"
 
@@ -59,13 +64,17 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with self.locked():
-                if self.config.exists():
+                if self.has_begun():
                     self._refuse_changes(config)
                 write_atomically(self.config, json.dumps(config.to_dict(), indent=2) + "\n")
         except OSError as error:
             raise UserError(
                 f"storage_path must be a directory that can be written, got {config.storage_path!r} ({error.strerror})"
             ) from None
+
+    def has_begun(self) -> bool:
+        """Whether something was trained under these settings; a failed start leaves a name free."""
+        return self.config.exists() and (self.metrics.exists() or any(self.path.glob("checkpoint_*")))
 
     def _refuse_changes(self, config: Config) -> None:
         theirs = json.loads(self.config.read_text())

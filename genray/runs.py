@@ -24,7 +24,9 @@ def load_learner(path: Path) -> Learner:
     """
     if not RunDirectory(path).config.exists():
         raise UserError(f"the run must be a directory with config.json, got {str(path)!r}")
-    learner = Learner(configure.load(str(path)), 0, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    learner = Learner(
+        configure.load(str(path.absolute())), 0, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    )
     directory = checkpoint.last(path.absolute())
     if directory is None:
         raise UserError(f"the run must have a checkpoint, got {str(path)!r}, which has none yet")

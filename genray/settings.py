@@ -22,18 +22,19 @@ class ConfigError(UserError):
 class Reason(NamedTuple):
     """Why another process failed, as its traceback tells it."""
 
+    name: str
     message: str
-    mendable: bool
-    """Whether it was a UserError."""
+
+    @property
+    def mendable(self) -> bool:
+        """Whether it was a UserError."""
+        return self.name in (UserError.__name__, ConfigError.__name__)
 
 
 def reason_in(traceback: str) -> Reason | None:
     """The last exception of genray's own in a traceback that Ray has turned into text; None where there is none."""
     found = re.findall(r"^genray(?:\.\w+)*\.(\w+): (.+)$", traceback, re.MULTILINE)
-    if not found:
-        return None
-    name, message = found[-1]
-    return Reason(message, name in (UserError.__name__, ConfigError.__name__))
+    return Reason(*found[-1]) if found else None
 
 
 @dataclass_transform(frozen_default=True)

@@ -28,7 +28,8 @@ class PoolGenerator:
 
     def __init__(self, config: Config, first_ticket: int):
         self.first_ticket = first_ticket
-        self.renderer = Renderer(config)
+        # An actor that asked for no GPU may see one all the same.
+        self.renderer = Renderer(config, None if config.generators.num_gpus else "cpu")
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Block:
         return self.renderer.block(self.first_ticket + int(batch["id"][0]))

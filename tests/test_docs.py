@@ -25,6 +25,7 @@ REPORT = {
     "images_per_s": 1234.5,
     "data_wait": 0.1,
     "generator_busy": 0.5,
+    "hardware": {"nodes": 1, "cpus": 2.0, "gpus": 0.0},
     "versions": {"python": "3.11", "torch": "2.9", "ray": "2.60"},
     "seed": 0,
 }
@@ -84,13 +85,13 @@ def test_every_section_is_explained():
 
 def test_figures_are_written_from_a_report(figures):
     page = "before\n<!-- demo -->\nold\n<!-- /demo -->\nafter\n"
-    once = figures.fill(page, "demo", figures.demo(REPORT, "2 CPU cores"))
+    once = figures.fill(page, "demo", figures.demo(REPORT))
     assert "| trained | 87.6% | 90.0% |" in once
     assert "30 s (Ray started 9.0, first step 21.0)" in once
     assert once.startswith("before\n")
     assert once.endswith("\nafter\n")
     assert "old" not in once
-    assert figures.fill(once, "demo", figures.demo(REPORT, "2 CPU cores")) == once
+    assert figures.fill(once, "demo", figures.demo(REPORT)) == once
     figures.fill(figures.fill(README, "demo", "x"), "generator", "x")  # the page has both blocks
 
 

@@ -105,6 +105,11 @@ def test_a_run_leaves_everything_it_promises(storage: Path, inline: list[float])
     assert fit(config, say=said.append) == report
     assert "finished" in said[0]
 
+    (directory / "report.json").unlink()  # as if it had been killed while it was judged
+    again = fit(config)
+    assert again["probes"] == report["probes"]
+    assert losses(storage, "pool") == pytest.approx(inline, rel=1e-4)
+
 
 def test_a_killed_run_goes_on_where_its_checkpoint_ends(storage: Path, inline: list[float]) -> None:
     values = settings(storage, "killed", tracking={"uri": "http://127.0.0.1:9"})  # and no MLflow answers
@@ -122,8 +127,42 @@ def test_a_killed_run_goes_on_where_its_checkpoint_ends(storage: Path, inline: l
     again = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert again.returncode == 0, again.stderr
     assert losses(storage, "killed") == pytest.approx(inline, rel=1e-4)
+    assert (storage / "killed" / "mlflow.undelivered").exists()
     assert "does not record" in again.stderr
     assert "Traceback" not in again.stderr + again.stdout
+
+
+def test_an_interrupted_run_says_how_to_resume(storage: Path) -> None:
+    values = settings(storage, "interrupted", training={"steps": 10_000}, generators={"mode": "inline"})
+    file = storage / "interrupted.json"
+    file.write_text(json.dumps(values))
+    run = subprocess.Popen(
+        [sys.executable, "-m", "genray.cli", "train", str(file)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (storage / "interrupted" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    run.send_signal(signal.SIGINT)
+    said, _ = run.communicate(timeout=120)
+    assert run.returncode == 130
+    assert f"genray train {storage / 'interrupted'} resumes it" in said
+    noted = json.loads((storage / "interrupted" / "mlflow.json").read_text())
+    assert MlflowClient(f"sqlite:///{storage / 'mlflow.db'}").get_run(noted["run_id"]).info.status == "KILLED"
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_at_once(storage: Path) -> None:
+    values = settings(
+        storage,
+        "diverged",
+        optimizer={"kind": "sgd", "lr": 1e30},
+        generators={"mode": "inline"},
+        tracking={"mlflow": False},
+    )
+    with pytest.raises(RunFailed, match=r"^the loss was not finite in ticket \d+"):
+        fit(build(values))
 
 
 def test_two_learners_share_the_tickets(storage: Path) -> None:

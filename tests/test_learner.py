@@ -89,7 +89,9 @@ def test_the_loss_falls(blocks: list[Block]) -> None:
 
 
 def test_reports_come_where_they_are_due(blocks: list[Block]) -> None:
-    made = learner(training={"steps": 14, "log_every": 4, "checkpoint_every": 5}, probe={"every": 6})
+    made = learner(
+        training={"steps": 14, "log_every": 4, "checkpoint_every": 5}, probe={"data": "digit-scenes", "every": 6}
+    )
     records, places = train(made, blocks)
     assert [record["step"] for record in records] == [4, 6, 8, 12, 14]  # every 4, every probe, and the last
     assert places == [Place(8, 2), Place(14, 4)]  # 5 steps are two rounds of 4; the last lies within its round

@@ -74,6 +74,9 @@ def test_what_may_change_is_written_anew(tmp_path: Path) -> None:
 
 def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
     run = claimed(make(tmp_path))
+    assert claimed(make(tmp_path, seed=2)) == run  # nothing was trained yet, so the name is free
+    claimed(make(tmp_path))
+    run.metrics.touch()
     before = run.config.read_text()
     with pytest.raises(ConfigError) as error:
         claimed(make(tmp_path, seed=1, view={"std": 0.5}, training={"steps": 20, "log_every": 5}))

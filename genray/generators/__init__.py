@@ -12,14 +12,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from genray.config import BigGANGenerator, CustomGenerator
-from genray.generators.checkpoints import PUBLISHED, PUBLISHED_CLASSES, PUBLISHED_Z_DIM, is_cached, read_layout, resolve
+from genray.generators.checkpoints import (
+    PUBLISHED,
+    PUBLISHED_CLASSES,
+    PUBLISHED_Z_DIM,
+    cache_directory,
+    is_cached,
+    read_layout,
+    resolve,
+)
 from genray.settings import ConfigError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["BadImages", "Generator", "GeneratorSpec", "describe", "fetch", "load"]
+__all__ = ["BadImages", "Generator", "GeneratorSpec", "describe", "fetch", "load", "not_here"]
 
 
 class BadImages(Exception):
@@ -87,6 +95,13 @@ def fetch(config: BigGANGenerator | CustomGenerator) -> None:
     """
     if isinstance(config, BigGANGenerator):
         resolve(config.model, download=True)
+
+
+def not_here(config: BigGANGenerator | CustomGenerator) -> str | None:
+    """What would have to be downloaded before a run, in a line; None where the weights are here."""
+    if isinstance(config, BigGANGenerator) and config.model in PUBLISHED and not is_cached(config.model):
+        return f"{config.model} is not here; training downloads it to {cache_directory(config.model)} first"
+    return None
 
 
 def load(config: BigGANGenerator | CustomGenerator, device: torch.device | str) -> Generator:
