@@ -40,8 +40,8 @@ SMALL: dict[str, Any] = {
 
 def settings(storage: Path, name: str, **changes: dict[str, Any]) -> dict[str, Any]:
     merged = {key: {**SMALL.get(key, {}), **changes.get(key, {})} for key in SMALL | changes}
-    if "generator" in changes:
-        merged["generator"] = changes["generator"]
+    for section in ("generator", "optimizer"):  # another kind has other numbers
+        merged[section] = changes.get(section, merged[section])
     return {"name": name, "storage_path": str(storage), **merged}
 
 
@@ -136,12 +136,8 @@ def test_an_interrupted_run_says_how_to_resume(storage: Path) -> None:
     values = settings(storage, "interrupted", training={"steps": 10_000}, generators={"mode": "inline"})
     file = storage / "interrupted.json"
     file.write_text(json.dumps(values))
-    run = subprocess.Popen(
-        [sys.executable, "-m", "genray.cli", "train", str(file)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    command = [sys.executable, "-m", "genray.cli", "train", str(file)]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 120
     while not (storage / "interrupted" / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -154,13 +150,8 @@ def test_an_interrupted_run_says_how_to_resume(storage: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_at_once(storage: Path) -> None:
-    values = settings(
-        storage,
-        "diverged",
-        optimizer={"kind": "sgd", "lr": 1e30},
-        generators={"mode": "inline"},
-        tracking={"mlflow": False},
-    )
+    steep = {"optimizer": {"kind": "sgd", "lr": 1e30}}
+    values = settings(storage, "diverged", **steep, generators={"mode": "inline"}, tracking={"mlflow": False})
     with pytest.raises(RunFailed, match=r"^the loss was not finite in ticket \d+"):
         fit(build(values))
 

@@ -29,6 +29,7 @@ def test_a_preset_says_what_it_is(name: str) -> None:
     entries = dict(line.lstrip("# ").split(maxsplit=1) for line in header[2:] if line.startswith("#   "))
     assert f"genray train {name}" in entries["command"]
     assert entries["hardware"]
+    assert entries["expected"]
 
 
 def test_the_demo_is_there() -> None:
