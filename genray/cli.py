@@ -183,9 +183,10 @@ def _print_report(report: dict[str, Any]) -> None:
     seconds, first = report["seconds_total"], report["seconds_to_first_step"].get("total")
     until = f", {first:.0f} s of them before the first step" if first else ""
     print(f"{report['steps']} steps in {seconds:.0f} s{until}; {report['images_per_s']:,.0f} images/s while training")
-    print(
-        f"report  {report['directory']}/report.json\nencoder {report['directory']}/export\nMLflow  {report['mlflow']}"
-    )
+    print(f"report  {report['directory']}/report.json")
+    print(f"encoder {report['directory']}/export")
+    if report["mlflow"]:
+        print(f"MLflow  {report['mlflow']}")
 
 
 def _print_probes(probes: dict[str, dict[str, float]]) -> None:
