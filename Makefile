@@ -26,8 +26,8 @@ lint: .venv/.ready
 	touch $@
 
 lock:
-	$(UV) pip compile --upgrade --universal --generate-hashes --no-header --no-annotate --no-emit-index-url --group dev pyproject.toml -o requirements.lock
-	echo uv | $(UV) pip compile --upgrade --universal --generate-hashes --no-header --no-annotate --no-emit-index-url - -o requirements-uv.lock
+	$(UV) pip compile --upgrade --universal --generate-hashes --no-header --no-annotate --group dev pyproject.toml -o requirements.lock
+	echo uv | $(UV) pip compile --upgrade --universal --generate-hashes --no-header --no-annotate - -o requirements-uv.lock
 
 clean:
 	rm -rf .venv runs
