@@ -27,7 +27,7 @@ class Request:
         learners, generators = config.learners, config.generators
         cpus, gpus = learners.num_workers * learners.num_cpus, learners.num_workers * learners.num_gpus
         if generators.mode == "pool":
-            low = generators.num[0] if isinstance(generators.num, tuple) else generators.num
+            low, _ = generators.bounds
             cpus, gpus = cpus + low * generators.num_cpus + DATA_CPUS, gpus + low * generators.num_gpus
         return cls(cpus, gpus)
 
@@ -91,11 +91,8 @@ def check_placement(config: Config, may_grow: bool) -> str:
     Raises:
         ConfigError: the run needs more than there is, and the cluster cannot grow. Where it may, the line says so.
     """
-    import ray
-
-    have = ray.cluster_resources()
-    cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
-    need = Request.of(config)
+    have, need = hardware(), Request.of(config)
+    cpus, gpus = have["cpus"], have["gpus"]
     ask = f"{need.cpus:g} CPUs and {need.gpus:g} GPUs"
     found = f"{cpus:g} CPUs and {gpus:g} GPUs"
     if need.gpus <= gpus and need.cpus <= cpus:

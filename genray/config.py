@@ -68,6 +68,11 @@ class Generators:
     look_ahead_mib: Positive = 1024
     """Rendered blocks kept ready for the learners, in MiB."""
 
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Least and most generators of the pool."""
+        return self.num if isinstance(self.num, tuple) else (self.num, self.num)
+
 
 @settings
 class Stream:

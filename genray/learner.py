@@ -95,7 +95,9 @@ class Window:
             "data_wait": self.waited / elapsed,
         }
         if self.ages:
-            pool = max(_least_renderers(config), len(self.generators))
+            inline = config.generators.mode == "inline"
+            least = config.learners.num_workers if inline else config.generators.bounds[0]
+            pool = max(least, len(self.generators))
             busy = self.rendered * config.learners.num_workers / (elapsed * pool)
             record |= {"generator_busy": min(1.0, busy), "view_age_s": float(np.mean(self.ages))}
         return record
@@ -234,13 +236,6 @@ class Learner:
                 f"the loss was not finite in ticket {ticket}; the last checkpoint is from before it. "
                 "A smaller optimizer.lr or model.precision = 'float32' may help"
             )
-
-
-def _least_renderers(config: Config) -> int:
-    if config.generators.mode == "inline":
-        return config.learners.num_workers
-    num = config.generators.num
-    return num[0] if isinstance(num, tuple) else num
 
 
 def _batches(block: Block, size: int) -> Iterator[Block]:

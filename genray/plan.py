@@ -95,7 +95,7 @@ class Plan:
             "run": f"{self.steps} steps x {batch} = {total:,} anchors from {self.tickets_from(0)} tickets"
             + (f", {total / anchors:.1f} epochs of {anchors:,}" if anchors else ""),
         }
-        low, high = generators.num if isinstance(generators.num, tuple) else (generators.num, generators.num)
+        low, high = generators.bounds
         if generators.mode == "pool":
             num = f"{low}" if low == high else f"{low} to {high}"
             rows["generators"] = f"{num} actors x {generators.num_gpus:g} GPU, {generators.num_cpus:g} CPU"

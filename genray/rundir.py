@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from genray.config import MAY_CHANGE, Config
 from genray.configure import differences
@@ -112,26 +112,23 @@ class RunDirectory:
 
     def state(self) -> dict[str, Any]:
         """`name`, `state` (finished, running, resumable, started), `step`, `steps`, `loss` and, once known, `knn`."""
-        values = json.loads(self.config.read_text())
-        last = last_record(self.metrics)
-        finished = self.report.exists()
-        resumable = any(self.path.glob("checkpoint_*/place.json"))
+        values, last = json.loads(self.config.read_text()), last_record(self.metrics)
+        report = json.loads(self.report.read_text()) if self.report.exists() else {}
         return {
             "name": self.path.name,
-            "state": "finished"
-            if finished
-            else "running"
-            if self.in_progress()
-            else "resumable"
-            if resumable
-            else "started",
+            "state": self._stage(),
             "step": last.get("step", 0),
             "steps": values["training"]["steps"],
             "loss": last.get("loss"),
-            "knn": json.loads(self.report.read_text()).get("probes", {}).get("trained", {}).get("knn")
-            if finished
-            else None,
+            "knn": report.get("probes", {}).get("trained", {}).get("knn"),
         }
+
+    def _stage(self) -> str:
+        if self.report.exists():
+            return "finished"
+        if self.in_progress():
+            return "running"
+        return "resumable" if any(self.path.glob("checkpoint_*/place.json")) else "started"
 
 
 def runs(storage_path: Path) -> list[RunDirectory]:
@@ -152,14 +149,12 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def last_record(path: Path) -> dict[str, Any]:
     """The last whole record of a file of JSON lines; empty where there is none."""
-    last: dict[str, Any] = {}
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                last = json.loads(line)
-            except json.JSONDecodeError:  # the writer was killed within this line
-                continue
-    return last
+    for line in reversed(path.read_text().splitlines() if path.exists() else []):
+        try:
+            return cast("dict[str, Any]", json.loads(line))
+        except json.JSONDecodeError:  # the writer was killed within this line
+            continue
+    return {}
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -35,18 +35,12 @@ class PoolGenerator:
         return self.renderer.block(self.first_ticket + int(batch["id"][0]))
 
 
-def pool_bounds(config: Config) -> tuple[int, int]:
-    """Least and most generators."""
-    num = config.generators.num
-    return num if isinstance(num, tuple) else (num, num)
-
-
 def blocks(config: Config, plan: Plan, first_ticket: int) -> ray.data.Dataset:
     """The blocks from this ticket to the end of the run, in order, rendered as they are consumed."""
     import ray.data
 
     prepare_context(plan)
-    low, high = pool_bounds(config)
+    low, high = config.generators.bounds
     return (
         ray.data.range(plan.tickets_from(first_ticket), override_num_blocks=1)
         .repartition(target_num_rows_per_block=1)
@@ -96,7 +90,8 @@ def from_stream(shard: ray.data.DataIterator) -> Iterator[Block]:
 
 
 def rendered_here(config: Config, plan: Plan, next_ticket: int, rank: int, device: torch.device) -> Iterator[Block]:
-    """The same blocks, rendered by the learner itself."""
+    """The same blocks, rendered by the learner itself; the generator is loaded before the first is asked for."""
     renderer = Renderer(config, device)
-    for ticket in range(next_ticket + rank, next_ticket + plan.tickets_from(next_ticket), plan.num_workers):
-        yield renderer.block(ticket)
+    return map(
+        renderer.block, range(next_ticket + rank, next_ticket + plan.tickets_from(next_ticket), plan.num_workers)
+    )

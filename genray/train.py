@@ -38,14 +38,14 @@ def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
             first = beside.submit(_pool_blocks, config)  # generators start while this process imports torch
             learner = _learner(config)
             blocks = first.result()
+        if config.generators.mode == "inline":
+            blocks = stream.rendered_here(config, learner.plan, learner.place.next_ticket, learner.rank, learner.device)
     except Exception as error:
         if isinstance(error, UserError):
             return {"refused": str(error)}
         if (reason := reason_in(str(error))) and reason.mendable:  # of a generator
             return {"refused": reason.message}
         raise
-    if config.generators.mode == "inline":
-        blocks = stream.rendered_here(config, learner.plan, learner.place.next_ticket, learner.rank, learner.device)
     judge = _judge(learner)
     for record, place in learner.train(_drawn(blocks, learner)):
         if judge and record and record["step"] % config.probe.every == 0:

@@ -180,9 +180,12 @@ def test_a_generator_that_renders_nonsense_ends_the_run_with_its_ticket(storage:
         fit(config)
 
 
-def test_a_generator_that_cannot_be_made_is_refused_at_once(storage: Path) -> None:
+@pytest.mark.parametrize("mode", ["pool", "inline"])
+def test_a_generator_that_cannot_be_made_is_refused_at_once(storage: Path, mode: str) -> None:
     generator = {"kind": "custom", "target": "faulty:Missing", "latent_dim": 4, "image_size": 32}
-    config = build(settings(storage, "missing", generator=generator, tracking={"mlflow": False}))
+    config = build(
+        settings(storage, f"missing-{mode}", generator=generator, generators={"mode": mode}, tracking={"mlflow": False})
+    )
     with pytest.raises(UserError, match=r"^generator\.target must be importable.*faulty:Missing"):
         fit(config)
-    assert not (storage / "missing" / "metrics.jsonl").exists()
+    assert not (storage / f"missing-{mode}" / "metrics.jsonl").exists()
