@@ -81,8 +81,15 @@ def hardware() -> dict[str, float]:
     """CPUs and GPUs of the cluster, and its nodes."""
     import ray
 
+    cpus, gpus = _size()
+    return {"nodes": len(ray.nodes()), "cpus": cpus, "gpus": gpus}
+
+
+def _size() -> tuple[float, float]:
+    import ray
+
     have = ray.cluster_resources()
-    return {"nodes": len(ray.nodes()), "cpus": have.get("CPU", 0.0), "gpus": have.get("GPU", 0.0)}
+    return have.get("CPU", 0.0), have.get("GPU", 0.0)
 
 
 def check_placement(config: Config, may_grow: bool) -> str:
@@ -91,8 +98,8 @@ def check_placement(config: Config, may_grow: bool) -> str:
     Raises:
         ConfigError: the run needs more than there is, and the cluster cannot grow. Where it may, the line says so.
     """
-    have, need = hardware(), Request.of(config)
-    cpus, gpus = have["cpus"], have["gpus"]
+    cpus, gpus = _size()
+    need = Request.of(config)
     ask = f"{need.cpus:g} CPUs and {need.gpus:g} GPUs"
     found = f"{cpus:g} CPUs and {gpus:g} GPUs"
     if need.gpus <= gpus and need.cpus <= cpus:
