@@ -1,55 +1,132 @@
 """What a run is resumed from: a directory with the model, the optimiser and the place in the stream.
 
-Files are safetensors and JSON, and one torch file that is only ever read with
-`weights_only=True`: nothing that a checkpoint holds is executed.
+Files are safetensors and JSON, and one torch file that is only ever read with `weights_only=True`: nothing that a
+checkpoint holds is executed. `place.json`, written last, has the length and the checksum of the others. A checkpoint
+that was cut short, by a full disk or by a kill, is told by that, and the one before it is used.
 """
 
 from __future__ import annotations
 
 import json
-import logging
+import shutil
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+from genray.course import Place
+from genray.rundir import write_atomically
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+PLACE, MODEL, OPTIMIZER = "place.json", "model.safetensors", "optimizer.pt"
+RAY_STATE = "checkpoint_manager_snapshot.json"
+"""Ray Train's list of checkpoints, which it does not write atomically."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a run stands. Tickets before `next_ticket` have been consumed, all others not at all."""
+class Open:
+    """The steps since the last record, so that the next one is the mean over all of its window."""
 
-    step: int = 0
-    next_ticket: int = 0
+    steps: int = 0
+    loss: float = 0.0
+    """Sum over these steps, mean over the learners."""
 
 
-def save(directory: Path, place: Place, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def save(
+    directory: Path, place: Place, model: nn.Module, optimizer: torch.optim.Optimizer, window: Open = Open()
+) -> None:
     """Write a checkpoint into an existing directory."""
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, directory / "model.safetensors")
-    torch.save(optimizer.state_dict(), directory / "optimizer.pt")
-    (directory / "place.json").write_text(json.dumps(asdict(place)))
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, directory / MODEL)
+    torch.save(optimizer.state_dict(), directory / OPTIMIZER)
+    files = {name: _checksum(directory / name) for name in (MODEL, OPTIMIZER)}
+    content = {"place": asdict(place), "window": asdict(window), "files": files}
+    write_atomically(directory / PLACE, json.dumps({**content, "checksum": _checksum_of(content)}, indent=2))
 
 
 def read_place(directory: Path) -> Place:
     """Where the run stood when the checkpoint was written."""
-    return Place(**json.loads((directory / "place.json").read_text()))
+    return Place(**json.loads((directory / PLACE).read_text())["place"])
+
+
+def is_whole(directory: Path) -> bool:
+    """Whether every file of a checkpoint is there as it was written."""
+    try:
+        content = json.loads((directory / PLACE).read_text())
+        return content.pop("checksum") == _checksum_of(content) and all(
+            _checksum(directory / name) == checksum for name, checksum in content["files"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def last(run_directory: Path) -> Path | None:
-    """The last committed checkpoint of a Ray Train run; None before the first."""
-    from ray.train import Result
+    """The checkpoint of a run that is furthest on, of those that are whole; None where there is none."""
+    found = sorted(run_directory.glob(f"checkpoint_*/{PLACE}"), key=_step, reverse=True)
+    return next((file.parent for file in found if is_whole(file.parent)), None)
 
-    logging.getLogger("ray.train").setLevel(logging.ERROR)  # it would tell of every checkpoint it finds
+
+def tidy(run_directory: Path, keep: int) -> list[Path]:
+    """Before a run goes on: drop checkpoints that are not whole or too many, and Ray Train's list where it is wrong.
+
+    Returns:
+        The checkpoints that were not whole.
+    """
+    directories = (path for path in run_directory.glob("checkpoint_*") if path.is_dir())
+    found = sorted(directories, key=lambda path: _step(path / PLACE))
+    broken = [path for path in found if not is_whole(path)]
+    for path in broken:
+        shutil.rmtree(path)
+    whole = [path for path in found if path not in broken]
+    snapshot = run_directory / RAY_STATE
+    if not _names(snapshot) <= {path.name for path in whole}:
+        snapshot.unlink(missing_ok=True)
+    for path in whole[:-keep]:
+        if path.name not in _names(snapshot):
+            shutil.rmtree(path)
+    return broken
+
+
+def restore(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Place, Open]:
+    """Load a checkpoint into the model and the optimiser; returns the place to go on from and the open window."""
+    import torch
+    from safetensors.torch import load_file
+
+    model.load_state_dict(load_file(directory / MODEL))
+    optimizer.load_state_dict(torch.load(directory / OPTIMIZER, map_location="cpu", weights_only=True))
+    return read_place(directory), Open(**json.loads((directory / PLACE).read_text())["window"])
+
+
+def _checksum_of(content: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def _checksum(path: Path) -> list[int]:
+    """Length and CRC-32."""
+    checksum = length = 0
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            checksum, length = zlib.crc32(piece, checksum), length + len(piece)
+    return [length, checksum]
+
+
+def _step(file: Path) -> int:
     try:
-        found = Result.from_path(str(run_directory)).checkpoint
-    except RuntimeError:  # nothing has been committed yet
-        return None
-    return Path(found.path) if found else None
+        return int(json.loads(file.read_text())["place"]["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1
 
 
-def restore(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Place:
-    """Load a checkpoint into the model and the optimiser, and return the place to go on from."""
-    model.load_state_dict(load_file(directory / "model.safetensors"))
-    optimizer.load_state_dict(torch.load(directory / "optimizer.pt", map_location="cpu", weights_only=True))
-    return read_place(directory)
+def _names(snapshot: Path) -> set[str]:
+    """Checkpoints that Ray Train's list holds; one that cannot be read holds what no directory is called."""
+    if not snapshot.exists():
+        return set()
+    try:
+        return {str(found["checkpoint_dir_name"]) for found in json.loads(snapshot.read_text())["checkpoint_results"]}
+    except (ValueError, KeyError, TypeError):
+        return {""}

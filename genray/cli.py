@@ -89,7 +89,6 @@ class Preview:
         from genray.fit import RunFailed
         from genray.generators import BadImages
         from genray.runs import draw
-        from genray.views import BadBlock
 
         if self.anchors < 1:
             raise UserError(f"--anchors must be at least 1, got {self.anchors}")
@@ -97,7 +96,7 @@ class Preview:
             draw(configure.load(self.preset, overrides), self.out, self.anchors)
         except OSError as error:
             raise UserError(f"--out must be a file that can be written, got '{self.out}' ({error})") from None
-        except (BadBlock, BadImages) as error:
+        except BadImages as error:
             raise RunFailed(str(error)) from error
         print(self.out)
 
@@ -157,7 +156,10 @@ Command = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command. Exits with 2 for what the user can mend, 1 for a failure, without a traceback for either."""
+    """Run one command. Exits with 2 for what the user can mend, 1 for a failure, without a traceback for either.
+
+    A run that was stopped and can be resumed exits with 75 (EX_TEMPFAIL) after SIGTERM, with 130 after Ctrl-C.
+    """
     command, overrides = tyro.cli(
         Command,  # type: ignore[arg-type]
         prog="genray",
@@ -166,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return_unknown_args=True,
         config=(tyro.conf.OmitSubcommandPrefixes,),
     )
-    from genray.fit import RunFailed
+    from genray.fit import RunFailed, Stopped
 
     try:
         command(overrides)
@@ -174,6 +176,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(str(error), 2)
     except RunFailed as error:
         _fail(str(error), 1)
+    except Stopped as stopped:
+        _fail(str(stopped), 130 if stopped.interrupted else os.EX_TEMPFAIL)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
 

@@ -25,7 +25,8 @@ class Request:
     @classmethod
     def of(cls, config: Config) -> Request:
         learners, generators = config.learners, config.generators
-        cpus, gpus = learners.num_workers * learners.num_cpus, learners.num_workers * learners.num_gpus
+        fewest, _ = learners.bounds
+        cpus, gpus = fewest * learners.num_cpus, fewest * learners.num_gpus
         if generators.mode == "pool":
             low, _ = generators.bounds
             cpus, gpus = cpus + low * generators.num_cpus + DATA_CPUS, gpus + low * generators.num_gpus

@@ -5,6 +5,7 @@ Reading a configuration needs neither torch nor ray nor mlflow.
 
 from __future__ import annotations
 
+import math
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +18,12 @@ from genray.settings import ConfigError, settings
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Amount = Annotated[float, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0)]
+Count = Positive | tuple[Positive, Positive]
+
+
+def _bounds(count: int | tuple[int, int]) -> tuple[int, int]:
+    return count if isinstance(count, tuple) else (count, count)
 
 
 @settings
@@ -59,7 +66,7 @@ class Generators:
 
     mode: Literal["pool", "inline"] = "pool"
     """`pool`: actors that render into a stream. `inline`: each learner renders its own tickets, on its own device."""
-    num: Positive | tuple[Positive, Positive] = 1
+    num: Count = 1
     """Generator actors: a number, or [min, max] to let Ray Data follow the learners."""
     num_gpus: Amount = 1
     """GPUs of each generator; fractions share one."""
@@ -67,11 +74,17 @@ class Generators:
     """CPUs of each generator."""
     look_ahead_mib: Positive = 1024
     """Rendered blocks kept ready for the learners, in MiB."""
+    max_attempts: Positive = 3
+    """Fresh processes that try a ticket before the run ends with its error; two where the images cannot be used."""
+    ticket_timeout_s: Seconds = 120
+    """Seconds after which a ticket counts as hung, or ten times the longest so far of that process, if it is more."""
+    start_timeout_s: Seconds = 1800
+    """Seconds for a generator to load, and again for its first ticket, which may compile."""
 
     @property
     def bounds(self) -> tuple[int, int]:
         """Least and most generators of the pool."""
-        return self.num if isinstance(self.num, tuple) else (self.num, self.num)
+        return _bounds(self.num)
 
 
 @settings
@@ -208,16 +221,23 @@ class Training:
 class Learners:
     """Where and how many learners run. May change when a run is resumed."""
 
-    num_workers: Positive = 1
-    """Data-parallel learners."""
+    num_workers: Count = 1
+    """Data-parallel learners: a number, or [min, max] to go on with fewer after a loss and with more when there are."""
     num_gpus: Amount = 1
     """GPUs of each learner; fractions share one."""
     num_cpus: Amount = 1
     """CPUs of each learner."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """Restarts of the learners from the last checkpoint before the run gives up."""
+    """Restarts in a row, without a new checkpoint in between, before the run gives up."""
+    hang_timeout_s: Seconds = 300
+    """Seconds without a sign of life after which a learner counts as hung."""
     keep: Positive = 2
     """Checkpoints kept."""
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Least and most learners."""
+        return _bounds(self.num_workers)
 
 
 @settings
@@ -282,20 +302,24 @@ ADAPTER = TypeAdapter(Config)
 
 def check(config: Config) -> None:
     """The rules that tie several fields together; raises ConfigError."""
-    stream, workers = config.stream, config.learners.num_workers
+    stream, (low, high) = config.stream, config.learners.bounds
+    for name, (least, most) in (("generators.num", config.generators.bounds), ("learners.num_workers", (low, high))):
+        if least > most:
+            raise ConfigError(f"{name} must be [min, max] with min <= max, got {[least, most]}")
+    workers = math.lcm(*range(low, high + 1))
     if not config.name or Path(config.name).name != config.name or config.name in (".", ".."):
         raise ConfigError(f"name must be a single directory name, got {config.name!r}")
     if stream.batch_size % workers:
         raise ConfigError(
-            f"stream.batch_size must be a multiple of learners.num_workers ({workers}), got {stream.batch_size}; "
+            f"stream.batch_size must be a multiple of "
+            f"{f'all numbers of learners from {low} to {high}, of' if high > low else 'learners.num_workers'} "
+            f"({workers}), got {stream.batch_size}; "
             f"the nearest is {round(stream.batch_size / workers) * workers or workers}"
         )
-    if stream.batch_size // workers < 2:
+    if stream.batch_size // high < 2:
         raise ConfigError(f"stream.batch_size must be at least 2 anchors per learner, got {stream.batch_size}")
-    if config.model.sync_batch_norm and workers > 1 and not config.learners.num_gpus:
+    if config.model.sync_batch_norm and high > 1 and not config.learners.num_gpus:
         raise ConfigError("model.sync_batch_norm must be false for learners without GPUs, got true")
-    if isinstance(config.generators.num, tuple) and config.generators.num[0] > config.generators.num[1]:
-        raise ConfigError(f"generators.num must be [min, max] with min <= max, got {list(config.generators.num)}")
     if config.augment.scale and config.augment.scale[0] > config.augment.scale[1]:
         raise ConfigError(f"augment.scale must be [least, most] in order, got {list(config.augment.scale)}")
     if config.training.warmup_steps > config.training.steps:

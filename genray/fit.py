@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import shutil
 import signal
 import statistics
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,17 +15,20 @@ from importlib.metadata import version
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from genray import cluster
+from genray import cluster, faults, processes
 from genray.config import Config
 from genray.console import Progress
+from genray.course import Course, Place
 from genray.generators import fetch, not_here
 from genray.plan import Plan
 from genray.rundir import RunDirectory, write_atomically
 from genray.settings import UserError, reason_in
+from genray.stopping import Asked, Stopping
 from genray.tracking import Tracker
 
 if TYPE_CHECKING:
     import ray.data
+    from ray.train.torch import TorchTrainer
 
 CLOSING_S = 60  # for MLflow to take what is left
 PACKAGES = ("genray", "ray", "torch", "torchvision", "timm", "mlflow", "numpy")
@@ -32,6 +36,14 @@ PACKAGES = ("genray", "ray", "torch", "torchvision", "timm", "mlflow", "numpy")
 
 class RunFailed(Exception):
     """Training ended with an error that the user cannot mend by another command."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and can be resumed. `interrupted` tells Ctrl-C from SIGTERM."""
+
+    def __init__(self, message: str, interrupted: bool):
+        super().__init__(message)
+        self.interrupted = interrupted
 
 
 @dataclass(frozen=True)
@@ -43,10 +55,9 @@ class TicketsLeft:
     def __call__(self) -> ray.data.Dataset:
         from genray import checkpoint, stream
 
-        plan = Plan.of(self.config)
         last = checkpoint.last(RunDirectory.of(self.config).path)
-        place = checkpoint.read_place(last) if last else checkpoint.Place()
-        return stream.blocks(self.config, plan, place.next_ticket)
+        place = checkpoint.read_place(last) if last else Place()
+        return stream.blocks(self.config, Course(Plan.of(self.config), place))
 
 
 def fit(
@@ -70,6 +81,7 @@ def fit(
     Raises:
         UserError: the request cannot be run as it stands.
         RunFailed: training failed; a checkpoint, if there is one, stays.
+        Stopped: SIGTERM or Ctrl-C came.
     """
     started = started or time.time()
     plan, run = Plan.of(config), RunDirectory.of(config)
@@ -107,35 +119,67 @@ def dry_run(config: Config, address: str | None = None, say: Callable[[str], Non
 def _fit(
     config: Config, plan: Plan, run: RunDirectory, address: str | None, say: Callable[[str], None], started: float
 ) -> dict[str, Any]:
+    _clear_up(config, run, say)
     progress = Progress(run.metrics, plan.steps)
     tracker = Tracker(config, run.path, progress.say)
     tracker.artifact(run.config)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
-        progress.phase("starting Ray")
-        with cluster.joined(address) as may_grow:
-            marks = {"command": started, "Ray started": time.time()}
-            placement = cluster.check_placement(config, may_grow)
-            if not placement.startswith("fits"):
-                progress.say(placement)
-            progress.phase("starting generators and learners")
-            returned = _train(config, plan, run)
-            if refused := returned.get("refused"):
-                raise UserError(refused)
-            hardware = cluster.hardware()
+        with Stopping(run.stop, progress.say) as stopping:
+            progress.phase("starting Ray")
+            with cluster.joined(address) as may_grow:
+                marks = {"command": started, "Ray started": time.time()}
+                _note_processes(run, of_ray=not may_grow)
+                placement = cluster.check_placement(config, may_grow)
+                if not placement.startswith("fits"):
+                    progress.say(placement)
+                progress.phase("starting generators and learners")
+                returned = stopping.while_training(lambda: _train(config, plan, run, progress.say))
+                if refused := returned.get("refused"):
+                    raise UserError(refused)
+                if "stopped" in returned:
+                    raise Asked(stopping.number or signal.SIGTERM)
+                hardware = cluster.hardware()
         report = _report(config, run, marks | returned["marks"], returned["probes"])
         report |= {"hardware": hardware, "mlflow": tracker.url()}
         write_atomically(run.report, json.dumps(report, indent=2) + "\n")
         _deliver(tracker, run, report)
         status = "FINISHED"
         return report
-    except KeyboardInterrupt:
+    except Asked as asked:
         status = "KILLED"
-        say(f"{config.name} was interrupted; genray train {run.path} resumes it")
-        raise
+        raise Stopped(_resumable(config, run), interrupted=asked.number == signal.SIGINT) from None
     finally:
         progress.close()
         _close(tracker, run, status, say)
+        run.stop.unlink(missing_ok=True)
+        run.processes.unlink(missing_ok=True)
+        shutil.rmtree(run.attempts, ignore_errors=True)
+
+
+def _clear_up(config: Config, run: RunDirectory, say: Callable[[str], None]) -> None:
+    """End and remove what a driver that was killed has left."""
+    from genray import checkpoint
+
+    if killed := processes.end_left_over(run.processes):
+        say(f"ended {len(killed)} processes that an earlier start of {config.name} had left")
+    for path in checkpoint.tidy(run.path, config.learners.keep):
+        say(f"{path.name} was cut short; the one before it is used")
+    shutil.rmtree(run.attempts, ignore_errors=True)
+
+
+def _note_processes(run: RunDirectory, of_ray: bool) -> None:
+    processes.note(run.processes, "driver")
+    for child in processes.children(os.getpid()) if of_ray else ():
+        processes.note(run.processes, "ray", child)
+
+
+def _resumable(config: Config, run: RunDirectory) -> str:
+    from genray import checkpoint
+
+    last = checkpoint.last(run.path)
+    where = f"resumable from step {checkpoint.read_place(last).step}" if last else "resumable from its start"
+    return f"{config.name} was stopped and is {where}: genray train {run.path}"
 
 
 def _deliver(tracker: Tracker, run: RunDirectory, report: dict[str, Any]) -> None:
@@ -158,20 +202,44 @@ def _close(
         run.undelivered.unlink(missing_ok=True)
 
 
-def _train(config: Config, plan: Plan, run: RunDirectory) -> dict[str, Any]:
-    """Ray Train's part; returns what rank 0 returned."""
+def _train(config: Config, plan: Plan, run: RunDirectory, say: Callable[[str], None]) -> dict[str, Any]:
+    """What rank 0 returned. Ray Train restarts its learners; its controller, if it dies, is started again here."""
+    import ray.exceptions
     import ray.train
-    from ray.train.torch import TorchTrainer
+
+    from genray import checkpoint
+
+    reached, deaths = checkpoint.last(run.path), 0
+    while True:
+        try:
+            return cast("dict[str, Any]", _trainer(config, plan, run).fit().return_value)
+        except ray.train.TrainingFailedError as error:
+            raise _cause(error) from error
+        except ray.exceptions.RayActorError as error:
+            last = checkpoint.last(run.path)
+            reached, deaths = last, deaths + 1 if last == reached else 1
+            faults.note(run.faults, "controller died", error=str(error).splitlines()[0])
+            if deaths > config.learners.max_failures:
+                raise RunFailed(f"Ray Train's controller died {deaths} times without a new checkpoint") from error
+            say("Ray Train's controller died; it is started again")
+
+
+def _trainer(config: Config, plan: Plan, run: RunDirectory) -> TorchTrainer:
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     from genray import stream
     from genray.recorder import Recorder
     from genray.train import train_loop
 
-    stream.prepare_context(plan)
     learners = config.learners
-    trainer = TorchTrainer(
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(learners.hang_timeout_s)
+    stream.prepare_context(plan)
+    return TorchTrainer(
         train_loop,
         train_loop_config={"config": config},
+        # A step's collective operations begin when every learner has its block, so they may be held to a short time.
+        torch_config=TorchConfig(timeout_s=max(1, round(learners.hang_timeout_s))),
         scaling_config=ray.train.ScalingConfig(
             num_workers=learners.num_workers,
             use_gpu=learners.num_gpus > 0,
@@ -182,23 +250,13 @@ def _train(config: Config, plan: Plan, run: RunDirectory) -> dict[str, Any]:
         run_config=ray.train.RunConfig(
             name=config.name,
             storage_path=str(run.path.parent),
-            failure_config=ray.train.FailureConfig(max_failures=learners.max_failures),
+            failure_config=ray.train.FailureConfig(max_failures=-1),  # the recorder counts those without progress
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=learners.keep),
-            callbacks=[Recorder(run.metrics)],
+            callbacks=[Recorder(run.path, learners.max_failures)],
         ),
         datasets={stream.NAME: TicketsLeft(config)} if config.generators.mode == "pool" else None,
         dataset_config=stream.data_config(plan),
     )
-    before = signal.getsignal(signal.SIGINT)  # Ray Train puts its own handler there, which exits, and leaves it
-    try:
-        return cast("dict[str, Any]", trainer.fit().return_value)
-    except ray.train.TrainingFailedError as error:
-        raise _cause(error) from error
-    except SystemExit:
-        raise KeyboardInterrupt from None
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)
 
 
 def _cause(error: BaseException) -> Exception:
@@ -226,6 +284,7 @@ def _report(
         "steps": config.training.steps,
         "loss": records[-1]["loss"] if records else None,
         **{key: median(key) for key in ("images_per_s", "data_wait", "generator_busy", "view_age_s")},
+        "faults": faults.counts(run.faults),
         "seconds_to_first_step": _durations(marks),
         "seconds_total": round(time.time() - marks["command"], 1),
         "seed": config.seed,

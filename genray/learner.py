@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +16,8 @@ from torch import Tensor, nn
 
 from genray import checkpoint, losses, optim
 from genray.augment import augment_views, policy
-from genray.checkpoint import Place
 from genray.config import Config, Objective
+from genray.course import Course, Place
 from genray.model import build
 from genray.plan import Plan
 from genray.views import Block
@@ -36,6 +38,10 @@ class Report(NamedTuple):
     """Metrics of the window that ends here; empty when only a checkpoint is due."""
     place: Place | None
     """Where a checkpoint is due, else None."""
+
+
+Wish = Literal["go on", "save", "stop"]
+"""What is asked of the learners after a step: nothing, a checkpoint, or a checkpoint and the end."""
 
 
 def train_step(
@@ -71,6 +77,8 @@ def train_step(
 class Window:
     """What happened since the last record."""
 
+    before: checkpoint.Open = field(default_factory=checkpoint.Open)
+    """Its steps that were made before a restart."""
     started: float = field(default_factory=time.perf_counter)
     steps: int = 0
     loss: Tensor | float = 0.0
@@ -78,6 +86,7 @@ class Window:
     rendered: float = 0.0
     ages: list[float] = field(default_factory=list)
     generators: set[str] = field(default_factory=set)
+    batches: list[Future[dict[str, Any]]] = field(default_factory=list)
 
     def received(self, block: Block, waited: float) -> None:
         self.waited += waited
@@ -85,29 +94,33 @@ class Window:
         self.ages.append(time.time() - float(block["created_at"][0]))
         self.generators.add(str(block["generator"][0]))
 
-    def record(self, config: Config) -> dict[str, float]:
+    def open(self, device: torch.device) -> checkpoint.Open:
+        """Its steps and the sum of their losses so far, the learners' mean; all learners must ask."""
+        loss = losses.mean_over_learners(torch.as_tensor(self.loss, dtype=torch.float32, device=device))
+        return checkpoint.Open(self.before.steps + self.steps, self.before.loss + float(loss))
+
+    def record(self, config: Config, plan: Plan) -> dict[str, Any]:
         """Means and shares over the window; generator time is scaled from this learner's tickets to everyone's."""
         elapsed = time.perf_counter() - self.started
         images = self.steps * config.stream.batch_size * config.stream.num_views
-        record = {
-            "loss": float(self.loss) / self.steps,
+        record: dict[str, Any] = {
+            "loss": (self.before.loss + float(self.loss)) / (self.before.steps + self.steps),
             "images_per_s": images / elapsed,
             "data_wait": self.waited / elapsed,
         }
         if self.ages:
-            inline = config.generators.mode == "inline"
-            least = config.learners.num_workers if inline else config.generators.bounds[0]
+            least = plan.num_workers if config.generators.mode == "inline" else config.generators.bounds[0]
             pool = max(least, len(self.generators))
-            busy = self.rendered * config.learners.num_workers / (elapsed * pool)
+            busy = self.rendered * plan.num_workers / (elapsed * pool)
             record |= {"generator_busy": min(1.0, busy), "view_age_s": float(np.mean(self.ages))}
-        return record
+        return record | {"batches": [batch.result() for batch in self.batches]}
 
 
 class Learner:
     """One data-parallel learner: its copy of the encoder, and where the run stands."""
 
-    def __init__(self, config: Config, rank: int, device: torch.device):
-        self.config, self.plan, self.rank, self.device = config, Plan.of(config), rank, device
+    def __init__(self, config: Config, rank: int, device: torch.device, num_workers: int | None = None):
+        self.config, self.plan, self.rank, self.device = config, Plan.of(config, num_workers), rank, device
         self.policy = policy(config.augment, self.plan.image_size)
         encoder = build(config.model, config.seed)
         if config.model.sync_batch_norm and self.plan.num_workers > 1:
@@ -117,16 +130,16 @@ class Learner:
         self.layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
         self.encoder = encoder.to(device).to(memory_format=self.layout)
         self.optimizer = optim.build(config.optimizer, self.encoder)
-        self.place = Place()
+        self.place, self.window = Place(), checkpoint.Open()
         self.marks: dict[str, float] = {"model built": time.time()}
 
     def restore(self, directory: Path) -> None:
         """Go on from a checkpoint."""
-        self.place = checkpoint.restore(directory, self.encoder, self.optimizer)
+        self.place, self.window = checkpoint.restore(directory, self.encoder, self.optimizer)
 
-    def save(self, directory: Path, place: Place) -> None:
-        """Write a checkpoint."""
-        checkpoint.save(directory, place, self.encoder, self.optimizer)
+    def save(self, directory: Path) -> None:
+        """Write a checkpoint of where the run stands."""
+        checkpoint.save(directory, self.place, self.encoder, self.optimizer, self.window)
 
     def features(self, images: Tensor) -> Tensor:
         """Backbone features `[n, F]` of normalised images, in evaluation mode."""
@@ -150,11 +163,15 @@ class Learner:
         column = batch["anchor" if self.config.objective.kind == "simclr" else "label"]
         return torch.from_numpy(column).to(self.device)
 
-    def train(self, blocks: Iterator[Block]) -> Iterator[Report]:
+    def train(self, blocks: Iterator[Block], asked: Callable[[int], Wish] = lambda step: "go on") -> Iterator[Report]:
         """Consume the stream to the end of the run, yielding a report where one is due.
 
+        Args:
+            blocks: this learner's portions of the course that begins at `self.place`.
+            asked: what is asked of the learners after this step, the same for all of them.
+
         Raises:
-            OutOfOrder: a block is not the ticket that is next.
+            OutOfOrder: a block is not the portion that is next.
             NotFinite: the loss of some step since the last record was not finite; the message names its ticket.
         """
         training, plan = self.config.training, self.plan
@@ -163,31 +180,35 @@ class Learner:
         dtype = getattr(torch, self.config.model.precision)
         bad_ticket = torch.full((), -1, dtype=torch.int64, device=self.device)  # looked at only when a report is due
         self.encoder.train()
-        step, window = self.place.step, None
-        for rounds, (block, waited) in enumerate(self._in_order(blocks), start=1):
-            if window is None:
-                window, waited = Window(), 0.0  # waiting for the first block is start-up
-            window.received(block, waited)
-            for batch in _batches(block, plan.local_batch):
-                optim.set_learning_rate(self.optimizer, self.learning_rate(step + 1))
-                loss, embeddings = train_step(
-                    model, self.optimizer, self.images(batch), self.labels(batch), self.config.objective, dtype
-                )
-                step += 1
-                bad_ticket = torch.where((bad_ticket < 0) & ~loss.isfinite(), int(block["ticket"][0]), bad_ticket)
-                window.loss, window.steps = window.loss + loss, window.steps + 1
-                self.marks.setdefault("first step", time.time())
-                if step % training.log_every == 0 or step % probe_every == 0 or step == plan.steps:
-                    self._stop_if(bad_ticket)
-                    yield Report(self._record(step, window, embeddings), None)
-                    window = Window()
-                if step == plan.steps:
-                    break
-            if rounds % plan.checkpoint_rounds == 0 or step == plan.steps:
-                self._stop_if(bad_ticket)
-                yield Report({}, Place(step, self.place.next_ticket + rounds * plan.num_workers))
-            if step == plan.steps:
-                return
+        step, saved, window = self.place.step, self.place.step, None
+        with ThreadPoolExecutor(1) as beside:  # checksums take no time of the training
+            for block, waited in self._in_order(blocks):
+                if window is None:
+                    window, waited = Window(self.window), 0.0  # waiting for the first block is start-up
+                window.received(block, waited)
+                for batch in _batches(block, plan.local_batch):
+                    optim.set_learning_rate(self.optimizer, self.learning_rate(step + 1))
+                    loss, embeddings = train_step(
+                        model, self.optimizer, self.images(batch), self.labels(batch), self.config.objective, dtype
+                    )
+                    self.place = self.place.after_step(plan)
+                    step = self.place.step
+                    window.batches.append(beside.submit(_digest, step, batch))
+                    bad_ticket = torch.where((bad_ticket < 0) & ~loss.isfinite(), int(batch["ticket"][0]), bad_ticket)
+                    window.loss, window.steps = window.loss + loss, window.steps + 1
+                    self.marks.setdefault("first step", time.time())
+                    if step % training.log_every == 0 or step % probe_every == 0 or step == plan.steps:
+                        self._stop_if(bad_ticket)
+                        yield Report(self._record(step, window, embeddings), None)
+                        window = Window()
+                    wish = asked(step)
+                    between = not self.place.num_workers and step - saved >= training.checkpoint_every
+                    if between or wish != "go on" or step == plan.steps:
+                        self._stop_if(bad_ticket)
+                        self.window, saved = window.open(self.device), step
+                        yield Report({}, self.place)
+                    if wish == "stop" or step == plan.steps:
+                        return
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of this step, counted from 1: a function of the anchors consumed with it."""
@@ -208,15 +229,21 @@ class Learner:
         return nn.parallel.DistributedDataParallel(self.encoder)
 
     def _in_order(self, blocks: Iterator[Block]) -> Iterator[tuple[Block, float]]:
-        """Each block with the seconds waited for it, checked to be the ticket that this learner must see next."""
-        expected, asked = self.place.next_ticket + self.rank, time.perf_counter()
-        for block in blocks:
-            waited, ticket = time.perf_counter() - asked, int(block["ticket"][0])
-            if ticket != expected:
-                raise OutOfOrder(f"learner {self.rank} expected ticket {expected}, got {ticket}")
+        """Each block with the seconds waited for it, checked to be what this learner must see next."""
+        for together in Course(self.plan, self.place).of_learner(self.rank):
+            asked, parts = time.perf_counter(), []
+            for positions in together:
+                if (block := next(blocks, None)) is None:
+                    return
+                if not np.array_equal(block["position"], positions):
+                    expected, got = (self.plan.ticket_at(found) for found in (positions, block["position"]))
+                    raise OutOfOrder(
+                        f"learner {self.rank} expected ticket {expected[0]} from position {expected[1]}, "
+                        f"got ticket {got[0]} from position {got[1]}"
+                    )
+                parts.append(block)
             self.marks.setdefault("first block", time.time())
-            yield block, waited
-            expected, asked = expected + self.plan.num_workers, time.perf_counter()
+            yield _joined(parts, self.plan.batch_size // self.plan.parts), time.perf_counter() - asked
 
     def _record(self, step: int, window: Window, embeddings: Tensor) -> dict[str, Any]:
         views = self.config.stream.num_views
@@ -224,7 +251,7 @@ class Learner:
         return {
             "step": step,
             "anchors": step * self.config.stream.batch_size,
-            **window.record(self.config),
+            **window.record(self.config, self.plan),
             "alignment": float(losses.alignment(by_view)),
             "uniformity": float(losses.uniformity(by_view)),
             "lr": self.learning_rate(step),
@@ -239,6 +266,29 @@ class Learner:
 
 
 def _batches(block: Block, size: int) -> Iterator[Block]:
-    """A ticket's block as consecutive batches, without copying."""
+    """A learner's share of a round as consecutive batches, without copying."""
     for start in range(0, len(block["anchor"]), size):
         yield {name: column[start : start + size] for name, column in block.items()}
+
+
+def _joined(parts: list[Block], share: int) -> Block:
+    """Several portions that have `share` anchors of each step, as one that has all of a step's anchors together."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def interleaved(name: str) -> np.ndarray:
+        columns = [part[name].reshape(-1, share, *part[name].shape[1:]) for part in parts]
+        joined = np.concatenate(columns, axis=1)
+        return joined.reshape(-1, *joined.shape[2:])
+
+    return {name: interleaved(name) for name in parts[0]}
+
+
+def _digest(step: int, batch: Block) -> dict[str, Any]:
+    """What tells a batch from any other: its tickets, and checksums of its latents and pixels."""
+    return {
+        "step": step,
+        "tickets": [int(ticket) for ticket in np.unique(batch["ticket"])],
+        "latents": zlib.crc32(np.ascontiguousarray(batch["latent"]).data),
+        "pixels": zlib.crc32(np.ascontiguousarray(batch["views"]).data),
+    }

@@ -88,6 +88,16 @@ def _unit(embeddings: Tensor) -> Tensor:
     return F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=-1)
 
 
+@torch.no_grad()
+def mean_over_learners(value: Tensor) -> Tensor:
+    """The mean of every learner's value; all learners must call it."""
+    _, world = _rank_and_world()
+    if world > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+    return value / world
+
+
 def _rank_and_world() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()

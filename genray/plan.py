@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+import numpy as np
 
 from genray.config import Config
 from genray.generators import describe
@@ -22,7 +25,10 @@ class Plan:
     num_classes: int
     rendered_views: int
     num_workers: int
+    batch_size: int
     local_batch: int
+    parts: int
+    ticket_batches: int
     ticket_anchors: int
     ticket_bytes: int
     steps: int
@@ -31,8 +37,11 @@ class Plan:
     look_ahead_bytes: int
 
     @classmethod
-    def of(cls, config: Config) -> Plan:
-        """Derive the quantities and check them against one another; raises ConfigError."""
+    def of(cls, config: Config, num_workers: int | None = None) -> Plan:
+        """Derive the quantities and check them against one another; raises ConfigError.
+
+        `num_workers` is how many learners there are, where that may change; their largest number if it is not given.
+        """
         spec, stream = describe(config.generator), config.stream
         if config.objective.kind == "supcon" and not spec.num_classes:
             raise ConfigError(
@@ -44,15 +53,16 @@ class Plan:
                 f"got 'independent' with {spec.name}"
             )
         rendered = stream.num_views if config.view.renders else 1
-        workers = config.learners.num_workers
+        low, high = config.learners.bounds
+        workers = num_workers or high
         anchors = stream.ticket_batches * stream.batch_size
         block = anchors * rendered * 3 * spec.image_size**2
         look_ahead = config.generators.look_ahead_mib * MIB
-        if config.generators.mode == "pool" and look_ahead < 2 * block * workers:
+        if config.generators.mode == "pool" and look_ahead < 2 * block * high:
             raise ConfigError(
                 "generators.look_ahead_mib must hold two tickets of every learner "
-                f"({2 * workers} x {block / MIB:.1f} MiB), got {config.generators.look_ahead_mib}; raise it to "
-                f"{-(-2 * block * workers // MIB)} or lower stream.ticket_batches"
+                f"({2 * high} x {block / MIB:.1f} MiB), got {config.generators.look_ahead_mib}; raise it to "
+                f"{-(-2 * block * high // MIB)} or lower stream.ticket_batches"
             )
         round_steps = stream.ticket_batches * workers
         return cls(
@@ -62,7 +72,10 @@ class Plan:
             num_classes=spec.num_classes,
             rendered_views=rendered,
             num_workers=workers,
+            batch_size=stream.batch_size,
             local_batch=stream.batch_size // workers,
+            parts=math.lcm(*range(low, high + 1)),
+            ticket_batches=stream.ticket_batches,
             ticket_anchors=anchors,
             ticket_bytes=block,
             steps=config.training.steps,
@@ -73,8 +86,17 @@ class Plan:
 
     def tickets_from(self, next_ticket: int) -> int:
         """Tickets the stream still has to render: whole rounds, so that every learner gets equally many."""
-        consumed = next_ticket * self.steps_per_round // self.num_workers
-        return -(-max(0, self.steps - consumed) // self.steps_per_round) * self.num_workers
+        left = max(0, self.steps - next_ticket * self.ticket_batches)
+        return -(-left // self.steps_per_round) * self.num_workers
+
+    def positions(self, ticket: int) -> np.ndarray:
+        """Places in the stream, counted in anchors from the start of the run, that a ticket shows: int64 `[n]`."""
+        return np.arange(ticket * self.ticket_anchors, (ticket + 1) * self.ticket_anchors)
+
+    def ticket_at(self, positions: np.ndarray) -> tuple[int, int]:
+        """The ticket that these positions begin in, and the first of them."""
+        first = int(positions[0])
+        return first // self.ticket_anchors, first
 
     def lines(self, config: Config) -> list[str]:
         """The quantities with their formulas, for people."""
@@ -95,20 +117,25 @@ class Plan:
             "run": f"{self.steps} steps x {batch} = {total:,} anchors from {self.tickets_from(0)} tickets"
             + (f", {total / anchors:.1f} epochs of {anchors:,}" if anchors else ""),
         }
-        low, high = generators.bounds
         if generators.mode == "pool":
-            num = f"{low}" if low == high else f"{low} to {high}"
-            rows["generators"] = f"{num} actors x {generators.num_gpus:g} GPU, {generators.num_cpus:g} CPU"
+            rows["generators"] = (
+                f"{_range(generators.bounds)} actors x {generators.num_gpus:g} GPU, {generators.num_cpus:g} CPU"
+            )
             rows["look-ahead"] = f"{generators.look_ahead_mib} MiB / {block:.1f} MiB = {self.look_ahead} tickets"
         else:
             rows["generators"] = "inline: each learner renders its own tickets"
-        rows["learners"] = f"{workers} x {learners.num_gpus:g} GPU, {learners.num_cpus:g} CPU"
+        rows["learners"] = f"{_range(learners.bounds)} x {learners.num_gpus:g} GPU, {learners.num_cpus:g} CPU"
         return [f"{name:14} {text}" for name, text in rows.items()]
 
     @property
     def look_ahead(self) -> int:
         """Tickets that may lie ready."""
         return self.look_ahead_bytes // self.ticket_bytes
+
+
+def _range(bounds: tuple[int, int]) -> str:
+    low, high = bounds
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def anchors_of(config: Config, plan: Plan) -> Anchors:

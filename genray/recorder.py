@@ -1,52 +1,107 @@
-"""The controller's side of a run: reports of the learners become lines of metrics.jsonl."""
+"""The controller's side of a run: reports of the learners become lines of its files, and failures are counted.
+
+Ray Train runs it in its controller, on the driver's node; the driver follows the files.
+"""
 
 from __future__ import annotations
 
 import json
 import time
+import zlib
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 from ray.train import Checkpoint, UserCallback
 
-from genray.rundir import last_record
+from genray import faults, processes
+from genray.rundir import RunDirectory, last_record
 from genray.settings import reason_in
 
-HOPELESS = ("NotFinite", "OutOfOrder")
+REMEMBERED = 20_000
+"""Steps that a repetition is compared with."""
+
+HOPELESS = ("NotFinite", "OutOfOrder", "TicketFailed")
 
 
 class Hopeless(Exception):
     """Trying again would end the same way."""
 
 
-class Recorder(UserCallback):
-    """Appends one record for each step reported, the learners' mean, and none for a step that is already there.
+class CrashLoop(Exception):
+    """The learners failed again and again without getting on."""
 
-    Ray Train runs it in its controller, on the driver's node; the driver follows the file.
+
+class Recorder(UserCallback):
+    """Appends a record for each report, the learners' mean, and a line for each step; none for what is there already.
+
+    Args:
+        path: the run's directory.
+        max_failures: failures of the learners in a row, without a new checkpoint, that are survived.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, max_failures: int):
+        self.run, self.max_failures = RunDirectory(path), max_failures
         self.reached: int | None = None
+        self.failures = 0
+        self.steps: OrderedDict[int, dict[str, Any]] = OrderedDict()
+        self.written = 0
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+        if self.reached is None:
+            self._take_up()
+        if checkpoint is not None:
+            self.failures = 0
         if not metrics or "step" not in metrics[0]:
             return
-        if self.reached is None:
-            _drop_half_line(self.path)
-            self.reached = last_record(self.path).get("step", -1)
+        self._record_batches([record.pop("batches", []) for record in metrics])
         if metrics[0]["step"] <= self.reached:
             return  # learners that restarted from a checkpoint repeat it
         self.reached = metrics[0]["step"]
-        record = {"time": time.time(), **merged(metrics)}
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        _append(self.run.metrics, {"time": time.time(), **merged(metrics)})
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """End a run at once for a reason that another start of the learners would only meet again."""
-        for error in worker_exceptions.values():
-            if (reason := reason_in(str(error))) and reason.name in HOPELESS:
+        """Note a failure, and end the run where another start of the learners would only meet it again."""
+        self.failures += 1
+        errors = [str(error) for error in worker_exceptions.values()]
+        reasons = [reason for error in errors if (reason := reason_in(error))]
+        told = reasons[0].message if reasons else _last_line(errors[0])
+        faults.note(self.run.faults, "learners failed", ranks=sorted(worker_exceptions), error=told)
+        for reason in reasons:
+            if reason.name in HOPELESS:
                 raise Hopeless(reason.message)
+        if self.failures > self.max_failures:
+            raise CrashLoop(
+                f"the learners failed {self.failures} times without a new checkpoint; the last error: {told}"
+            )
+
+    def _take_up(self) -> None:
+        processes.note(self.run.processes, "controller")
+        for path in (self.run.metrics, self.run.batches):
+            _drop_half_line(path)
+        self.reached = last_record(self.run.metrics).get("step", -1)
+        self.steps = OrderedDict((line["step"], line) for line in faults.lines(self.run.batches)[-REMEMBERED:])
+        self.written = max(self.steps, default=0)
+
+    def _record_batches(self, by_learner: list[list[dict[str, Any]]]) -> None:
+        """One line for each step, over all learners; a step that is made again must have seen the same."""
+        new: list[dict[str, Any]] = []
+        for of_step in zip(*by_learner, strict=True):
+            line = {
+                "step": of_step[0]["step"],
+                "learners": len(of_step),
+                "tickets": sorted({ticket for batch in of_step for ticket in batch["tickets"]}),
+                **{name: _combined([batch[name] for batch in of_step]) for name in ("latents", "pixels")},
+            }
+            if line["step"] > self.written:
+                self.written = line["step"]
+                self.steps[line["step"]] = line
+                new.append(line)
+            elif (before := self.steps.get(line["step"], line))["learners"] == len(of_step) and before != line:
+                faults.note(self.run.faults, "replayed differently", was=before, now=line)
+        while len(self.steps) > REMEMBERED:
+            self.steps.popitem(last=False)
+        _append(self.run.batches, *new)
 
 
 def merged(metrics: list[dict[str, Any]]) -> dict[str, Any]:
@@ -57,6 +112,22 @@ def merged(metrics: list[dict[str, Any]]) -> dict[str, Any]:
         values = [record[key] for record in metrics if key in record]
         found[key] = values[0] if key in ("step", "anchors") else sum(values) / len(values)
     return found
+
+
+def _append(path: Path, *records: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write("".join(json.dumps(record) + "\n" for record in records))
+
+
+def _combined(checksums: list[int]) -> str:
+    """One checksum of several in the order of the learners; that of a single learner is its own."""
+    if len(checksums) == 1:
+        return f"{checksums[0]:08x}"
+    return f"{zlib.crc32(b''.join(checksum.to_bytes(4) for checksum in checksums)):08x}"
+
+
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
 def _drop_half_line(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,31 @@ class RunDirectory:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def batches(self) -> Path:
+        """A line for each step: the tickets it used and digests of their latents and pixels."""
+        return self.path / "batches.jsonl"
+
+    @property
+    def faults(self) -> Path:
+        """A line for each fault that the run met."""
+        return self.path / "faults.jsonl"
+
+    @property
+    def attempts(self) -> Path:
+        """Where attempts at tickets are counted while the run goes on."""
+        return self.path / "attempts"
+
+    @property
+    def processes(self) -> Path:
+        """The processes of the run on each machine, for the next start to end what a killed one left."""
+        return self.path / f"processes-{socket.gethostname()}.jsonl"
+
+    @property
+    def stop(self) -> Path:
+        """Stands where the run has been asked to stop."""
+        return self.path / "stop"
 
     @property
     def previews(self) -> Path:

@@ -6,14 +6,23 @@ block a pure function of it, so nothing has to be stored to be reproducible.
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from genray import processes
 from genray.config import Config
+from genray.course import Course
+from genray.faults import Attempts, TicketFailed
 from genray.plan import MIB, Plan
+from genray.rundir import RunDirectory
+from genray.settings import UserError
 from genray.views import Block, Renderer
+from genray.watchdog import Watchdog
 
 if TYPE_CHECKING:
     import ray.data
@@ -21,32 +30,57 @@ if TYPE_CHECKING:
     from ray.train import DataConfig
 
 NAME = "views"
+PATIENCE = 10
+"""Times its longest ticket that a generator may take before it counts as hung."""
 
 
 class PoolGenerator:
-    """An actor of the pool; Ray Data calls it with one ticket at a time."""
+    """An actor of the pool; Ray Data calls it with the number of one portion of the course at a time.
 
-    def __init__(self, config: Config, first_ticket: int):
-        self.first_ticket = first_ticket
-        # An actor that asked for no GPU may see one all the same.
-        self.renderer = Renderer(config, None if config.generators.num_gpus else "cpu")
+    A ticket that fails costs the process its life, so that the next attempt is made by a fresh one.
+    """
+
+    def __init__(self, config: Config, course: Course, execution: str):
+        self.config, self.course = config.generators, course
+        run = RunDirectory.of(config)
+        processes.note(run.processes, "generator")
+        self.attempts = Attempts(run.attempts / execution, run.faults, self.config.max_attempts, deaths=True)
+        self.watchdog = Watchdog()
+        self.longest = 0.0
+        with self.watchdog.over(self.config.start_timeout_s):
+            # An actor that asked for no GPU may see one all the same.
+            self.renderer = Renderer(config, None if self.config.num_gpus else "cpu")
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Block:
-        return self.renderer.block(self.first_ticket + int(batch["id"][0]))
+        positions = self.course.positions(int(batch["id"][0]))
+        limit = max(self.config.ticket_timeout_s, PATIENCE * self.longest)
+        if not self.longest:
+            limit = max(limit, self.config.start_timeout_s)  # the first may compile
+        try:
+            with self.attempts.at(*self.course.plan.ticket_at(positions)) as file, self.watchdog.over(limit, file):
+                block = self.renderer.block(positions)
+        except (TicketFailed, UserError):
+            raise
+        except Exception:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.longest = max(self.longest, float(block["render_s"][0]))
+        return block
 
 
-def blocks(config: Config, plan: Plan, first_ticket: int) -> ray.data.Dataset:
-    """The blocks from this ticket to the end of the run, in order, rendered as they are consumed."""
+def blocks(config: Config, course: Course) -> ray.data.Dataset:
+    """The portions of the course as blocks, in order, rendered as they are consumed."""
     import ray.data
 
-    prepare_context(plan)
+    prepare_context(course.plan)
     low, high = config.generators.bounds
+    fewest, most = config.learners.bounds
+    spare = most - fewest and most - 1  # whichever number of learners there is, its last round is complete
     return (
-        ray.data.range(plan.tickets_from(first_ticket), override_num_blocks=1)
+        ray.data.range(len(course) + spare, override_num_blocks=1)
         .repartition(target_num_rows_per_block=1)
         .map_batches(
             PoolGenerator,
-            fn_constructor_args=(config, first_ticket),
+            fn_constructor_args=(config, course, f"{time.time():.3f}"),
             batch_size=1,
             batch_format="numpy",
             # Two tickets in flight keep an actor busy while Ray schedules; with one the pool would never grow.
@@ -89,9 +123,16 @@ def from_stream(shard: ray.data.DataIterator) -> Iterator[Block]:
     yield from shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
 
 
-def rendered_here(config: Config, plan: Plan, next_ticket: int, rank: int, device: torch.device) -> Iterator[Block]:
+def rendered_here(config: Config, course: Course, rank: int, device: torch.device) -> Iterator[Block]:
     """The same blocks, rendered by the learner itself; the generator is loaded before the first is asked for."""
-    renderer = Renderer(config, device)
-    return map(
-        renderer.block, range(next_ticket + rank, next_ticket + plan.tickets_from(next_ticket), plan.num_workers)
-    )
+    renderer, run = Renderer(config, device), RunDirectory.of(config)
+    attempts = Attempts(run.attempts / "inline", run.faults, config.generators.max_attempts, deaths=False)
+
+    def rendered() -> Iterator[Block]:
+        for together in course.of_learner(rank):
+            for positions in together:
+                with attempts.at(*course.plan.ticket_at(positions)):
+                    block = renderer.block(positions)
+                yield block
+
+    return rendered()

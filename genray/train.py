@@ -12,17 +12,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray.train
+from ray.train.collective import barrier, broadcast_from_rank_zero
 
-from genray import stream
+from genray import processes, stream
 from genray.config import Config
+from genray.course import Course
 from genray.rundir import RunDirectory
 from genray.settings import UserError, reason_in
 from genray.views import Block
 
 if TYPE_CHECKING:
-    from genray.learner import Learner
+    from genray.learner import Learner, Wish
 
 PREVIEWED = 8  # anchors
+LOOK_EVERY_S = 2.0
+"""Seconds between two looks whether the run is to stop."""
+SAVE_EVERY_S = 15.0
+"""Seconds between two checkpoints while a node is about to be taken away."""
 
 
 def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -30,16 +36,20 @@ def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         Rank 0's `marks` (when what happened, unix seconds) and `probes` (the final ones), nothing for the others; or
-        `refused`, what the user must mend: raised here, it would only be tried again.
+        `stopped`, the step at which the run was asked to stop; or `refused`, what the user must mend: raised here, it
+        would only be tried again.
     """
     started, config = time.time(), arguments["config"]
+    context, run = ray.train.get_context(), RunDirectory.of(config)
+    rank, world = context.get_world_rank(), context.get_world_size()
+    processes.note(run.processes, f"learner {rank}")
     try:
         with ThreadPoolExecutor(1) as beside:
             first = beside.submit(_pool_blocks, config)  # generators start while this process imports torch
-            learner = _learner(config)
+            learner = _learner(config, rank, world)
             blocks = first.result()
         if config.generators.mode == "inline":
-            blocks = stream.rendered_here(config, learner.plan, learner.place.next_ticket, learner.rank, learner.device)
+            blocks = stream.rendered_here(config, Course(learner.plan, learner.place), rank, learner.device)
     except Exception as error:
         if isinstance(error, UserError):
             return {"refused": str(error)}
@@ -47,29 +57,75 @@ def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
             return {"refused": reason.message}
         raise
     judge = _judge(learner)
-    for record, place in learner.train(_drawn(blocks, learner)):
+    asked = Asked(run, learner.place.step)
+    for record, place in learner.train(_drawn(_together(blocks, world), learner), asked):
         if judge and record and record["step"] % config.probe.every == 0:
             record["knn"] = judge(learner.features)
-        if place is None or learner.rank != 0:
+        if place is None or rank != 0:
             ray.train.report(record)
             continue
         with tempfile.TemporaryDirectory() as path:
-            learner.save(Path(path), place)
+            learner.save(Path(path))
             ray.train.report(record, ray.train.Checkpoint.from_directory(path))
-    if learner.rank != 0:
+    if learner.place.step < learner.plan.steps:
+        return {"stopped": learner.place.step}
+    if rank != 0:
         return {}
     from genray.export import export_run
 
-    export_run(learner.encoder.state_dict(), config, RunDirectory.of(config).export, learner.policy.size)
+    export_run(learner.encoder.state_dict(), config, run.export, learner.policy.size)
     probes = final_probes(learner) if judge else {}
     return {"marks": {"learner started": started, **learner.marks}, "probes": probes}
+
+
+class Asked:
+    """What is asked of the learners after a step, looked up every few seconds and at the same step on all of them.
+
+    The run is stopped where its directory has a `stop` file. Where a node of the learners is about to be taken away,
+    checkpoints are written until it is: Ray Train then starts the learners again without it.
+    """
+
+    def __init__(self, run: RunDirectory, step: int):
+        self.run, self.rank = run, ray.train.get_context().get_world_rank()
+        self.next = step + 1
+        self.seen, self.at = step, time.monotonic()
+
+    def __call__(self, step: int) -> Wish:
+        if step < self.next:
+            return "go on"
+        preempted = ray.train.get_preemption_info() is not None
+        wish, self.next = broadcast_from_rank_zero(self._wish(step, preempted) if self.rank == 0 else None)
+        return wish
+
+    def _wish(self, step: int, preempted: bool) -> tuple[Wish, int]:
+        """For all learners: what to do now, and the step after which to ask again."""
+        now = time.monotonic()
+        per_step = (now - self.at) / (step - self.seen)
+        self.seen, self.at = step, now
+        if self.run.stop.exists():
+            return "stop", step
+        if preempted:
+            return "save", step + max(1, round(SAVE_EVERY_S / per_step))
+        return "go on", step + max(1, round(LOOK_EVERY_S / per_step))
+
+
+def _together(blocks: Iterator[Block], world: int) -> Iterator[Block]:
+    """The same blocks, each only when every learner has its own.
+
+    No learner then waits within a step for another one's block, however long that takes, and the time limit of the
+    collective operations of a step need not allow for it.
+    """
+    for block in blocks:
+        if world > 1:
+            barrier()
+        yield block
 
 
 def final_probes(learner: Learner) -> dict[str, dict[str, float]]:
     """The trained encoder, the same encoder untrained and raw pixels, on images that nothing else has seen."""
     from genray.evaluate import probe_report
 
-    untrained = type(learner)(learner.config, learner.rank, learner.device)
+    untrained = type(learner)(learner.config, learner.rank, learner.device, learner.plan.num_workers)
     encoders = {"trained": learner.features, "untrained": untrained.features, "raw_pixels": None}
     return probe_report(encoders, learner.config.probe, "test", learner.policy.size)
 
@@ -83,17 +139,17 @@ def _pool_blocks(config: Config) -> Iterator[Block]:
     return iter(()) if first is None else chain([first], blocks)
 
 
-def _learner(config: Config) -> Learner:
+def _learner(config: Config, rank: int, world: int) -> Learner:
     """The learner of this process, where its last checkpoint left it."""
     import ray.train.torch
 
+    from genray import checkpoint
     from genray.learner import Learner
 
     warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # blocks are only read
-    learner = Learner(config, ray.train.get_context().get_world_rank(), ray.train.torch.get_device())
-    if (last := ray.train.get_checkpoint()) is not None:
-        with last.as_directory() as path:
-            learner.restore(Path(path))
+    learner = Learner(config, rank, ray.train.torch.get_device(), world)
+    if (last := checkpoint.last(RunDirectory.of(config).path)) is not None:
+        learner.restore(last)
     return learner
 
 
@@ -111,7 +167,7 @@ def _drawn(blocks: Iterator[Block], learner: Learner) -> Iterator[Block]:
     from genray import preview
 
     for block in blocks:
-        if learner.rank == 0 and int(block["ticket"][0]) == 0:
+        if learner.rank == 0 and int(block["position"][0]) == 0:
             few = {name: column[:PREVIEWED] for name, column in block.items()}
             path = RunDirectory.of(learner.config).previews / "views.png"
             preview.save(path, few["views"], learner.images(few))

@@ -13,17 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from genray.config import Config
-from genray.generators import Generator, load
+from genray.generators import BadImages, Generator, load
 from genray.plan import Plan, anchors_of
 
 if TYPE_CHECKING:
     import torch
 
 Block = dict[str, np.ndarray]
-
-
-class BadBlock(Exception):
-    """A generator made images that must not be trained on."""
 
 
 def render(
@@ -53,7 +49,7 @@ def render(
         out = generator(z, y if generator.num_classes else None, s)
         expected = (micro_batch, 3, generator.image_size, generator.image_size)
         if out.dtype != torch.uint8 or tuple(out.shape) != expected:
-            raise BadBlock(f"the generator must return uint8 images {expected}, got {out.dtype} {tuple(out.shape)}")
+            raise BadImages(f"the generator must return uint8 images {expected}, got {out.dtype} {tuple(out.shape)}")
         images.append(out[: len(latents) - start].cpu())
     return torch.cat(images).numpy()
 
@@ -74,7 +70,7 @@ class Renderer:
         """What is shown at these positions of the stream: `views`, `label`, `latent`, `anchor` and `epoch`.
 
         Raises:
-            BadBlock: the images are of another shape or type, or constant.
+            BadImages: the images are of another shape or type, or constant.
         """
         n = len(position)
         anchor, epoch = self.anchors.at(position)
@@ -92,7 +88,7 @@ class Renderer:
         )
         flat = images.reshape(len(images), -1)
         if (constant := flat.min(1) == flat.max(1)).any():
-            raise BadBlock(f"{constant.sum()} of {len(flat)} images are of one constant colour")
+            raise BadImages(f"{constant.sum()} of {len(flat)} images are of one constant colour")
         return {
             "views": images.reshape(n, rendered, *images.shape[1:]),
             "label": label,
@@ -101,25 +97,23 @@ class Renderer:
             "epoch": epoch,
         }
 
-    def block(self, ticket: int) -> Block:
-        """Render one ticket.
+    def block(self, position: np.ndarray) -> Block:
+        """Render one portion of the stream, which lies within one ticket but for the rest of an interrupted round.
 
         Returns:
-            `views` uint8 `[n, V, 3, H, W]` (V = 1 for Tx only), `label` int64, `latent` float32 `[n, V, d]`, `anchor`
-            and `epoch` int64; `ticket`, `created_at` (unix seconds), `render_s` and `generator`, constant in the block.
+            `views` uint8 `[n, V, 3, H, W]` (V = 1 for Tx only), `label` int64, `latent` float32 `[n, V, d]`, `anchor`,
+            `epoch`, `position` and `ticket` int64; `created_at` (unix seconds), `render_s` and `generator`, constant
+            in the block.
 
         Raises:
-            BadBlock: the images could not be made, or are not finite, of another shape or type, or constant; the
-                message names the ticket.
+            BadImages: the images are not finite, of another shape or type, or constant.
         """
-        started, n = time.perf_counter(), self.plan.ticket_anchors
-        try:
-            shown = self.shown(np.arange(ticket * n, (ticket + 1) * n))
-        except Exception as error:
-            raise BadBlock(f"ticket {ticket}: {error}") from error
+        started, n = time.perf_counter(), len(position)
+        shown = self.shown(position)
         return {
             **shown,
-            "ticket": np.full(n, ticket),
+            "position": position,
+            "ticket": position // self.plan.ticket_anchors,
             "created_at": np.full(n, time.time()),
             "render_s": np.full(n, time.perf_counter() - started),
             "generator": np.full(n, self.identity),

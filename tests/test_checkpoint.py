@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from genray import checkpoint, optim
-from genray.checkpoint import Place
 from genray.config import LARS, SGD, AdamW
+from genray.course import Place
 
 
 def network(layout: torch.memory_format, seed: int) -> nn.Module:
@@ -42,11 +42,12 @@ def test_a_restored_run_goes_on_bit_by_bit(
     optimizer = optim.build(config, model)
     step(model, optimizer, images[0])
     step(model, optimizer, images[1])
-    checkpoint.save(tmp_path, Place(step=2, next_ticket=5), model, optimizer)
+    place, window = Place(step=2, next_ticket=5, batch=3, num_workers=2), checkpoint.Open(3, 1.5)
+    checkpoint.save(tmp_path, place, model, optimizer, window)
 
     other = network(layout, seed=1)
     resumed = optim.build(config, other)
-    assert checkpoint.restore(tmp_path, other, resumed) == Place(2, 5)
+    assert checkpoint.restore(tmp_path, other, resumed) == (place, window)
     assert other[0].weight.is_contiguous(memory_format=layout)
     for key, value in model.state_dict().items():
         torch.testing.assert_close(other.state_dict()[key], value, rtol=0, atol=0)
@@ -91,3 +92,60 @@ def test_nothing_in_a_checkpoint_is_executed(archive: bool, tmp_path: Path) -> N
 
 def test_a_run_without_a_checkpoint_has_none(tmp_path: Path) -> None:
     assert checkpoint.last(tmp_path) is None
+    assert checkpoint.tidy(tmp_path, keep=2) == []
+
+
+def written(run: Path, step: int) -> Path:
+    directory = run / f"checkpoint_{step}"
+    directory.mkdir()
+    model = network(torch.contiguous_format, step)
+    checkpoint.save(directory, Place(step, step), model, optim.build(SGD(), model))
+    return directory
+
+
+def cut_short(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def change_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "place.json"])
+@pytest.mark.parametrize("spoil", [cut_short, change_a_bit, Path.unlink], ids=["cut short", "changed", "missing"])
+def test_a_checkpoint_that_is_not_whole_is_passed_over(
+    name: str, spoil: Callable[[Path], None], tmp_path: Path
+) -> None:
+    for step in (4, 8, 12):
+        written(tmp_path, step)
+    assert checkpoint.last(tmp_path) == tmp_path / "checkpoint_12"
+    spoil(tmp_path / "checkpoint_12" / name)
+    assert checkpoint.last(tmp_path) == tmp_path / "checkpoint_8"
+    assert checkpoint.tidy(tmp_path, keep=1) == [tmp_path / "checkpoint_12"]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint_*")) == ["checkpoint_8"]
+
+
+@pytest.mark.parametrize(
+    ("listed", "stays"),
+    [
+        ('{"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_4"}]}', True),
+        ('{"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_5"}]}', False),  # it is gone
+        ('{"checkpoint_results": [{"checkpoint_dir_na', False),
+        ("", False),
+        ("[]", False),
+    ],
+)
+def test_a_list_of_checkpoints_that_ray_train_could_not_start_from_is_dropped(
+    listed: str, stays: bool, tmp_path: Path
+) -> None:
+    snapshot = tmp_path / checkpoint.RAY_STATE
+    snapshot.write_text(listed)
+    for step in (4, 8):
+        written(tmp_path, step)
+    checkpoint.tidy(tmp_path, keep=1)
+    assert snapshot.exists() == stays
+    kept = sorted(path.name for path in tmp_path.glob("checkpoint_*") if path.is_dir())
+    assert kept == (["checkpoint_4", "checkpoint_8"] if stays else ["checkpoint_8"])
+    assert checkpoint.last(tmp_path) == tmp_path / "checkpoint_8"

@@ -16,9 +16,9 @@ import torch
 import torch.distributed
 
 from genray import losses
-from genray.checkpoint import Place
 from genray.config import Config
 from genray.configure import build
+from genray.course import Place
 from genray.latents import NoLatentView
 from genray.learner import Learner, NotFinite, OutOfOrder, Report
 from genray.views import Block, Renderer
@@ -58,7 +58,7 @@ def tiny(**sections: Any) -> Config:
 def blocks() -> list[Block]:
     """The tickets of a run of 32 steps, with the embedded generator."""
     renderer = Renderer(tiny(), CPU)
-    return [renderer.block(ticket) for ticket in range(TICKETS)]
+    return [renderer.block(renderer.plan.positions(ticket)) for ticket in range(TICKETS)]
 
 
 def learner(**sections: Any) -> Learner:
@@ -94,7 +94,7 @@ def test_reports_come_where_they_are_due(blocks: list[Block]) -> None:
     )
     records, places = train(made, blocks)
     assert [record["step"] for record in records] == [4, 6, 8, 12, 14]  # every 4, every probe, and the last
-    assert places == [Place(8, 2), Place(14, 4)]  # 5 steps are two rounds of 4; the last lies within its round
+    assert places == [Place(8, 2), Place(14, 3, 2, 1)]  # 5 steps are two rounds of 4; the last lies within its round
     assert made.marks["model built"] <= made.marks["first block"] <= made.marks["first step"]
 
 
@@ -133,14 +133,17 @@ def test_measurements_travel_with_the_blocks(blocks: list[Block]) -> None:
 def test_the_stream_must_begin_at_the_next_ticket(blocks: list[Block], start: int, given: int) -> None:
     made = learner()
     made.place = Place(step=4 * start, next_ticket=start)
-    with pytest.raises(OutOfOrder, match=f"^learner 0 expected ticket {start}, got {given}$"):
+    with pytest.raises(
+        OutOfOrder,
+        match=f"^learner 0 expected ticket {start} from position {64 * start}, got ticket {given} from position {64 * given}$",
+    ):
         next(made.train(iter(blocks[given:])))
 
 
 def test_no_ticket_may_be_left_out(blocks: list[Block]) -> None:
     reports = learner(training={"log_every": 4}).train(iter([blocks[0], blocks[2]]))
     assert next(reports).record["step"] == 4
-    with pytest.raises(OutOfOrder, match=r"^learner 0 expected ticket 1, got 2$"):
+    with pytest.raises(OutOfOrder, match=r"^learner 0 expected ticket 1 from position 64, got ticket 2"):
         next(reports)
 
 
@@ -188,7 +191,7 @@ def test_a_resumed_run_sees_and_computes_the_same(blocks: list[Block], tmp_path:
         if report.record:
             losses.append(report.record["loss"])
         elif report.place == Place(8, 2):
-            whole.save(tmp_path, report.place)
+            whole.save(tmp_path)
 
     resumed = learner(training=training)
     resumed.restore(tmp_path)
@@ -288,5 +291,5 @@ def test_each_of_two_learners_takes_every_other_ticket_and_its_share_of_a_batch(
     assert [record["step"] for record in records] == [8, 16]
     assert places == [Place(8, 2), Place(16, 4)]
     assert sizes == [BATCH // 2 * 2] * 16
-    with pytest.raises(OutOfOrder, match=r"^learner 1 expected ticket 1, got 0$"):
+    with pytest.raises(OutOfOrder, match=r"^learner 1 expected ticket 1 from position 64, got ticket 0"):
         next(Learner(replace(config, name="other"), 1, CPU).train(iter(blocks)))

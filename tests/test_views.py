@@ -12,15 +12,21 @@ from fakes import small
 
 from genray.config import Config
 from genray.configure import build
-from genray.views import BadBlock, Block, Renderer
+from genray.generators import BadImages
+from genray.views import Block, Renderer
 
 CONTENT = ("views", "label", "latent", "anchor", "epoch")
+
+
+def at(ticket: int, anchors: int = 8) -> np.ndarray:
+    """What a ticket of `small()` shows."""
+    return np.arange(ticket * anchors, (ticket + 1) * anchors)
 
 
 def blocks(config: Config, tickets: range) -> Block:
     """The content of several tickets, one after the other."""
     renderer = Renderer(config, "cpu")
-    found = [renderer.block(ticket) for ticket in tickets]
+    found = [renderer.block(renderer.plan.positions(ticket)) for ticket in tickets]
     return {name: np.concatenate([block[name] for block in found]) for name in CONTENT}
 
 
@@ -32,7 +38,7 @@ def assert_same(one: Block, other: Block) -> None:
 
 def test_a_block_holds_what_the_design_says() -> None:
     before = time.time()
-    block = Renderer(small(stream={"num_views": 3}, seed=1), "cpu").block(2)
+    block = Renderer(small(stream={"num_views": 3}, seed=1), "cpu").block(at(2))
     shapes = {name: (column.dtype.str, column.shape) for name, column in block.items() if name != "generator"}
     assert shapes == {
         "views": ("|u1", (8, 3, 3, 8, 8)),
@@ -40,11 +46,13 @@ def test_a_block_holds_what_the_design_says() -> None:
         "latent": ("<f4", (8, 3, 4)),
         "anchor": ("<i8", (8,)),
         "epoch": ("<i8", (8,)),
+        "position": ("<i8", (8,)),
         "ticket": ("<i8", (8,)),
         "created_at": ("<f8", (8,)),
         "render_s": ("<f8", (8,)),
     }
     assert block["anchor"].tolist() == list(range(16, 24))
+    assert block["position"].tolist() == list(range(16, 24))
     assert set(block["ticket"].tolist()) == {2}
     assert before <= block["created_at"][0] <= time.time()
     assert 0 < block["render_s"][0] < 60
@@ -53,10 +61,10 @@ def test_a_block_holds_what_the_design_says() -> None:
 
 
 def test_tx_only_renders_each_anchor_once() -> None:
-    block = Renderer(small(view={"kind": "none"}, stream={"num_views": 5}), "cpu").block(0)
+    block = Renderer(small(view={"kind": "none"}, stream={"num_views": 5}), "cpu").block(at(0))
     assert block["views"].shape == (8, 1, 3, 8, 8)
     assert block["latent"].shape == (8, 1, 4)
-    neighbours = Renderer(small(), "cpu").block(0)
+    neighbours = Renderer(small(), "cpu").block(at(0))
     np.testing.assert_array_equal(block["views"][:, 0], neighbours["views"][:, 0])  # view 0 is the anchor itself
 
 
@@ -74,9 +82,9 @@ def test_the_size_of_a_ticket_only_cuts(stream: dict[str, Any]) -> None:
 
 def test_any_ticket_comes_alone_and_again() -> None:
     renderer = Renderer(small(), "cpu")
-    first, _, again = renderer.block(5), renderer.block(0), renderer.block(5)
+    first, _, again = renderer.block(at(5)), renderer.block(at(0)), renderer.block(at(5))
     assert_same(first, again)
-    assert_same(Renderer(small(), "cpu").block(5), first)
+    assert_same(Renderer(small(), "cpu").block(at(5)), first)
 
 
 def test_seed_and_ticket_decide() -> None:
@@ -111,18 +119,18 @@ def test_the_embedded_generator_renders_the_same_bytes_however_it_is_cut() -> No
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ("constant", "ticket 3: 1 of 16 images are of one constant colour"),
-        ("nan", "ticket 3: 1 of 16 images have pixels that are not finite, image 15 first"),
+        ("constant", "1 of 16 images are of one constant colour"),
+        ("nan", "1 of 16 images have pixels that are not finite, image 15 first"),
         (
             "shape",
-            r"ticket 3: images must be uint8, .* of shape \[16, 3, 8, 8\], got torch.uint8 of shape \[16, 3, 4, 8\]",
+            r"images must be uint8, .* of shape \[16, 3, 8, 8\], got torch.uint8 of shape \[16, 3, 4, 8\]",
         ),
-        ("dtype", r"ticket 3: images must be uint8, .* got torch.int32 of shape \[16, 3, 8, 8\]"),
+        ("dtype", r"images must be uint8, .* got torch.int32 of shape \[16, 3, 8, 8\]"),
     ],
 )
 def test_bad_images_never_leave(bad: str, message: str) -> None:
-    with pytest.raises(BadBlock, match=message):
-        Renderer(small({"bad": bad}), "cpu").block(3)
+    with pytest.raises(BadImages, match=message):
+        Renderer(small({"bad": bad}), "cpu").block(at(3))
 
 
 def test_a_generator_that_breaks_the_contract_itself_is_caught() -> None:
@@ -136,5 +144,5 @@ def test_a_generator_that_breaks_the_contract_itself_is_caught() -> None:
 
         spoilt.num_classes, spoilt.image_size = 3, 8  # type: ignore[attr-defined]
         renderer.generator = spoilt  # type: ignore[assignment]
-        with pytest.raises(BadBlock, match=rf"ticket 0: the generator must return uint8 images .* got .*{told}"):
-            renderer.block(0)
+        with pytest.raises(BadImages, match=rf"the generator must return uint8 images .* got .*{told}"):
+            renderer.block(at(0))

@@ -1,0 +1,118 @@
+"""What went wrong in a run and was survived, and how often a ticket has been tried; both outlive the processes.
+
+A ticket that fails is rendered again in a fresh process, since a broken device or library state would only fail again
+in the old one. The attempts are counted in files of the run's directory, because the process that could count them is
+the one that dies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from genray.generators import BadImages
+from genray.settings import UserError
+
+DIED = "it died without a word: killed, out of memory, or its node was lost"
+
+
+class TicketFailed(Exception):
+    """A ticket failed in each of the processes that tried it."""
+
+
+def note(log: Path, fault: str, **facts: Any) -> None:
+    """Append one line to a run's faults.jsonl; several processes may."""
+    line = json.dumps({"time": time.time(), "fault": fault, "host": socket.gethostname(), **facts}) + "\n"
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, line.encode())  # one call, so that lines of several writers do not mix
+    finally:
+        os.close(descriptor)
+
+
+def counts(log: Path) -> dict[str, int]:
+    """How often each kind of fault is in a run's faults.jsonl."""
+    return dict(Counter(record["fault"] for record in lines(log)))
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The whole records of a file of JSON lines; those that a killed writer left unfinished are left out."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """The attempts at the tickets of one pass over the stream.
+
+    Args:
+        directory: where they are counted, a file for each ticket in progress.
+        log: the run's faults.jsonl.
+        most: processes that may try one ticket; two where its images cannot be used.
+        deaths: whether an attempt that ended without an error counts. Not where processes are also killed for other
+            reasons than their ticket.
+    """
+
+    directory: Path
+    log: Path
+    most: int
+    deaths: bool
+
+    @contextmanager
+    def at(self, ticket: int, position: int) -> Iterator[Path]:
+        """An attempt at what a ticket shows from this position on; what is raised within fails it, and is raised again.
+
+        Yields the file in which the attempts are counted.
+
+        Raises:
+            TicketFailed: this was the last attempt, or there were enough before.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.directory / f"{position}.jsonl"
+        errors = self._errors(path)
+        if errors and "noted" not in errors[-1]:  # it ended without the chance to say so itself
+            note(self.log, "generator failed", ticket=ticket, error=errors[-1]["error"])
+        self._stop_after(ticket, errors)
+        note(path, "begun")
+        try:
+            yield path
+        except UserError:
+            raise
+        except Exception as error:
+            told = {"error": f"{type(error).__name__}: {error}", "bad_images": isinstance(error, BadImages)}
+            note(path, "failed", **told, noted=True)
+            note(self.log, "generator failed", ticket=ticket, error=told["error"])
+            self._stop_after(ticket, [*errors, told], error)
+            raise
+        path.unlink(missing_ok=True)
+
+    def _errors(self, path: Path) -> list[dict[str, Any]]:
+        """One error for each attempt that is over."""
+        found: list[dict[str, Any]] = []
+        for line in lines(path):
+            if line["fault"] == "failed":
+                found[-1:] = [line]
+            elif self.deaths:
+                found.append({"error": DIED})
+            else:
+                found.append({})
+        return [error for error in found if error]
+
+    def _stop_after(self, ticket: int, errors: list[dict[str, Any]], cause: Exception | None = None) -> None:
+        bad_images = all(error.get("bad_images") for error in errors)
+        if errors and len(errors) >= (min(2, self.most) if bad_images else self.most):
+            tried = f"{len(errors)} fresh processes" if len(errors) > 1 else "its only attempt"
+            raise TicketFailed(f"ticket {ticket} failed in {tried}; the last error: {errors[-1]['error']}") from cause

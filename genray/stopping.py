@@ -1,0 +1,96 @@
+"""Being asked to stop: SIGTERM and Ctrl-C end a run at the next step with a checkpoint, a second one at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TypeVar
+
+T = TypeVar("T")
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+WITHIN_S = 60.0
+"""Seconds that the learners get to come to a step's end and write a checkpoint."""
+
+
+class Asked(Exception):
+    """This process was asked to end, and does not wait for the training any longer."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class Stopping:
+    """Takes the signals of this process while it is entered, in the main thread; elsewhere it takes none.
+
+    Args:
+        file: made when the run is asked to stop; the learners look for it.
+        say: takes lines for the user.
+    """
+
+    def __init__(self, file: Path, say: Callable[[str], None]):
+        self.file, self.say = file, say
+        self.number: int | None = None
+        self.deadline = float("inf")
+        self._training = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Stopping:
+        self.file.unlink(missing_ok=True)
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.getsignal(number) for number in SIGNALS}
+            self._take()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def while_training(self, train: Callable[[], T]) -> T:
+        """What `train` returns or raises; it runs in a thread of its own, so that signals are taken meanwhile.
+
+        Raises:
+            Asked: a second signal came, or the learners did not stop in time.
+        """
+        found: list[T] = []
+        failed: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                found.append(train())
+            except BaseException as error:
+                failed.append(error)
+
+        if self._before:
+            self._take()  # Ray has put its own handlers there when it started
+        thread = threading.Thread(target=run, name="genray-train", daemon=True)
+        self._training = True
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.1)
+            if self.number is not None and time.monotonic() > self.deadline:
+                raise Asked(self.number)
+        self._training = False
+        if failed:
+            raise failed[0]
+        return found[0]
+
+    def _take(self) -> None:
+        for number in SIGNALS:
+            signal.signal(number, self._asked)
+
+    def _asked(self, number: int, frame: FrameType | None) -> None:
+        if not self._training:
+            raise Asked(number)
+        again, self.number = self.number is not None, number
+        self.deadline = time.monotonic() + (0 if again else WITHIN_S)
+        if not again:
+            self.file.touch()
+            self.say("stopping at the next step, with a checkpoint; once more to stop at once")
