@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,8 @@ class Open:
     steps: int = 0
     loss: float = 0.0
     """Sum over these steps, mean over the learners."""
+    batches: list[dict[str, Any]] = field(default_factory=list)
+    """What each of them saw."""
 
 
 def save(
@@ -66,28 +68,33 @@ def is_whole(directory: Path) -> bool:
 
 
 def last(run_directory: Path) -> Path | None:
-    """The checkpoint of a run that is furthest on, of those that are whole; None where there is none."""
-    found = sorted(run_directory.glob(f"checkpoint_*/{PLACE}"), key=_step, reverse=True)
-    return next((file.parent for file in found if is_whole(file.parent)), None)
+    """The committed checkpoint of a run that is furthest on, of those that are whole; None where there is none.
+
+    Committed are those in Ray Train's list: the reports before them have been recorded too. Where there is no list,
+    all are.
+    """
+    listed = _names(run_directory / RAY_STATE)
+    found = (file for file in run_directory.glob(f"checkpoint_*/{PLACE}") if not listed or file.parent.name in listed)
+    return next((file.parent for file in sorted(found, key=_step, reverse=True) if is_whole(file.parent)), None)
 
 
 def tidy(run_directory: Path, keep: int) -> list[Path]:
-    """Before a run goes on: drop checkpoints that are not whole or too many, and Ray Train's list where it is wrong.
+    """Before a run goes on: drop Ray Train's list where it is wrong, and the checkpoints that nothing will lead to.
 
     Returns:
-        The checkpoints that were not whole.
+        The checkpoints that were not whole, which are gone.
     """
     directories = (path for path in run_directory.glob("checkpoint_*") if path.is_dir())
     found = sorted(directories, key=lambda path: _step(path / PLACE))
     broken = [path for path in found if not is_whole(path)]
-    for path in broken:
-        shutil.rmtree(path)
     whole = [path for path in found if path not in broken]
     snapshot = run_directory / RAY_STATE
     if not _names(snapshot) <= {path.name for path in whole}:
-        snapshot.unlink(missing_ok=True)
-    for path in whole[:-keep]:
-        if path.name not in _names(snapshot):
+        snapshot.unlink()
+    listed = _names(snapshot)
+    kept = [path for path in whole if path.name in listed] if listed else whole[-keep:]
+    for path in found:
+        if path not in kept:
             shutil.rmtree(path)
     return broken
 
@@ -123,7 +130,7 @@ def _step(file: Path) -> int:
 
 
 def _names(snapshot: Path) -> set[str]:
-    """Checkpoints that Ray Train's list holds; one that cannot be read holds what no directory is called."""
+    """The checkpoints in Ray Train's list; one that cannot be read lists what no directory is called."""
     if not snapshot.exists():
         return set()
     try:

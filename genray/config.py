@@ -312,7 +312,7 @@ def check(config: Config) -> None:
     if stream.batch_size % workers:
         raise ConfigError(
             f"stream.batch_size must be a multiple of "
-            f"{f'all numbers of learners from {low} to {high}, of' if high > low else 'learners.num_workers'} "
+            f"{f'every number of learners from {low} to {high}' if high > low else 'learners.num_workers'} "
             f"({workers}), got {stream.batch_size}; "
             f"the nearest is {round(stream.batch_size / workers) * workers or workers}"
         )

@@ -54,7 +54,12 @@ class Course:
             self.plan.positions(place.next_ticket + learner).reshape(-1, share)[place.batch :][: self._rest]
             for learner in range(place.num_workers)
         ]
-        return np.split(np.concatenate(steps, axis=1), self._parts, axis=1)[portion].reshape(-1)
+        pieces = np.split(np.concatenate(steps, axis=1), self._parts, axis=1)
+        of_each, rest = divmod(self._parts, place.num_workers)
+        if not rest:  # as many learners as before then go on with what each of them had
+            learner, piece = portion % place.num_workers, portion // place.num_workers
+            portion = learner * of_each + piece
+        return pieces[portion].reshape(-1)
 
     def of_learner(self, rank: int) -> Iterator[list[np.ndarray]]:
         """The positions of a learner's portions in order; those that only together make up its batches in one list."""

@@ -170,7 +170,7 @@ def _clear_up(config: Config, run: RunDirectory, say: Callable[[str], None]) -> 
 
 def _note_processes(run: RunDirectory, of_ray: bool) -> None:
     processes.note(run.processes, "driver")
-    for child in processes.children(os.getpid()) if of_ray else ():
+    for child in processes.below(os.getpid()) if of_ray else ():
         processes.note(run.processes, "ray", child)
 
 

@@ -86,7 +86,8 @@ class Window:
     rendered: float = 0.0
     ages: list[float] = field(default_factory=list)
     generators: set[str] = field(default_factory=set)
-    batches: list[Future[dict[str, Any]]] = field(default_factory=list)
+    batches: list[tuple[Place, Future[list[int]]]] = field(default_factory=list)
+    """The place before each step, and the checksums of what this learner saw in it."""
 
     def received(self, block: Block, waited: float) -> None:
         self.waited += waited
@@ -94,14 +95,41 @@ class Window:
         self.ages.append(time.time() - float(block["created_at"][0]))
         self.generators.add(str(block["generator"][0]))
 
-    def open(self, device: torch.device) -> checkpoint.Open:
-        """Its steps and the sum of their losses so far, the learners' mean; all learners must ask."""
-        loss = losses.mean_over_learners(torch.as_tensor(self.loss, dtype=torch.float32, device=device))
-        return checkpoint.Open(self.before.steps + self.steps, self.before.loss + float(loss))
+    def open(self, learner: Learner) -> checkpoint.Open:
+        """Its steps so far, for a checkpoint; all learners must ask."""
+        loss = losses.sum_over_learners(torch.as_tensor(self.loss, dtype=torch.float64, device=learner.device))
+        return checkpoint.Open(
+            self.before.steps + self.steps,
+            self.before.loss + float(loss) / learner.plan.num_workers,
+            self.lines(learner),
+        )
 
-    def record(self, config: Config, plan: Plan) -> dict[str, Any]:
+    def lines(self, learner: Learner) -> list[dict[str, Any]]:
+        """For each step its tickets, and checksums over all learners of their latents and pixels; all must ask.
+
+        With c_r the CRC-32 of what learner r saw, a checksum is the sum of (2 r + 1) c_r modulo 2^32.
+        """
+        if not self.batches:
+            return self.before.batches
+        sums = torch.tensor([found.result() for _, found in self.batches], dtype=torch.int64, device=learner.device)
+        sums = losses.sum_over_learners((2 * learner.rank + 1) * sums) % 2**32
+        found = list(self.before.batches)
+        for (place, _), (latents, pixels) in zip(self.batches, sums.tolist(), strict=True):
+            tickets = range(place.next_ticket, place.next_ticket + (place.num_workers or learner.plan.num_workers))
+            found.append(
+                {
+                    "step": place.step + 1,
+                    "learners": learner.plan.num_workers,
+                    "tickets": list(tickets),
+                    "latents": f"{latents:08x}",
+                    "pixels": f"{pixels:08x}",
+                }
+            )
+        return found
+
+    def record(self, learner: Learner) -> dict[str, Any]:
         """Means and shares over the window; generator time is scaled from this learner's tickets to everyone's."""
-        elapsed = time.perf_counter() - self.started
+        elapsed, config, workers = time.perf_counter() - self.started, learner.config, learner.plan.num_workers
         images = self.steps * config.stream.batch_size * config.stream.num_views
         record: dict[str, Any] = {
             "loss": (self.before.loss + float(self.loss)) / (self.before.steps + self.steps),
@@ -109,11 +137,11 @@ class Window:
             "data_wait": self.waited / elapsed,
         }
         if self.ages:
-            least = plan.num_workers if config.generators.mode == "inline" else config.generators.bounds[0]
+            least = workers if config.generators.mode == "inline" else config.generators.bounds[0]
             pool = max(least, len(self.generators))
-            busy = self.rendered * plan.num_workers / (elapsed * pool)
+            busy = self.rendered * workers / (elapsed * pool)
             record |= {"generator_busy": min(1.0, busy), "view_age_s": float(np.mean(self.ages))}
-        return record | {"batches": [batch.result() for batch in self.batches]}
+        return record | {"batches": self.lines(learner)}
 
 
 class Learner:
@@ -191,11 +219,11 @@ class Learner:
                     loss, embeddings = train_step(
                         model, self.optimizer, self.images(batch), self.labels(batch), self.config.objective, dtype
                     )
+                    window.batches.append((self.place, beside.submit(_checksums, batch)))
                     self.place = self.place.after_step(plan)
                     step = self.place.step
-                    window.batches.append(beside.submit(_digest, step, batch))
                     bad_ticket = torch.where((bad_ticket < 0) & ~loss.isfinite(), int(batch["ticket"][0]), bad_ticket)
-                    window.loss, window.steps = window.loss + loss, window.steps + 1
+                    window.loss, window.steps = window.loss + loss.double(), window.steps + 1  # exact, in any order
                     self.marks.setdefault("first step", time.time())
                     if step % training.log_every == 0 or step % probe_every == 0 or step == plan.steps:
                         self._stop_if(bad_ticket)
@@ -205,7 +233,7 @@ class Learner:
                     between = not self.place.num_workers and step - saved >= training.checkpoint_every
                     if between or wish != "go on" or step == plan.steps:
                         self._stop_if(bad_ticket)
-                        self.window, saved = window.open(self.device), step
+                        self.window, saved = window.open(self), step
                         yield Report({}, self.place)
                     if wish == "stop" or step == plan.steps:
                         return
@@ -251,7 +279,7 @@ class Learner:
         return {
             "step": step,
             "anchors": step * self.config.stream.batch_size,
-            **window.record(self.config, self.plan),
+            **window.record(self),
             "alignment": float(losses.alignment(by_view)),
             "uniformity": float(losses.uniformity(by_view)),
             "lr": self.learning_rate(step),
@@ -284,11 +312,6 @@ def _joined(parts: list[Block], share: int) -> Block:
     return {name: interleaved(name) for name in parts[0]}
 
 
-def _digest(step: int, batch: Block) -> dict[str, Any]:
-    """What tells a batch from any other: its tickets, and checksums of its latents and pixels."""
-    return {
-        "step": step,
-        "tickets": [int(ticket) for ticket in np.unique(batch["ticket"])],
-        "latents": zlib.crc32(np.ascontiguousarray(batch["latent"]).data),
-        "pixels": zlib.crc32(np.ascontiguousarray(batch["views"]).data),
-    }
+def _checksums(batch: Block) -> list[int]:
+    """What tells a batch from any other: checksums of its latents and of its pixels."""
+    return [zlib.crc32(np.ascontiguousarray(batch[name]).data) for name in ("latent", "views")]

@@ -89,13 +89,13 @@ def _unit(embeddings: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def mean_over_learners(value: Tensor) -> Tensor:
-    """The mean of every learner's value; all learners must call it."""
+def sum_over_learners(value: Tensor) -> Tensor:
+    """The sum of every learner's value; all learners must call it."""
     _, world = _rank_and_world()
     if world > 1:
         value = value.clone()
         dist.all_reduce(value)
-    return value / world
+    return value
 
 
 def _rank_and_world() -> tuple[int, int]:

@@ -45,15 +45,15 @@ def note(file: Path, role: str, pid: int | None = None) -> None:
             out.write(json.dumps(asdict(found)) + "\n")
 
 
-def children(pid: int) -> list[int]:
-    """Ids of the children of a process; empty where there is no /proc."""
+def below(pid: int) -> list[int]:
+    """Ids of the children of a process, and of theirs; empty where there is no /proc."""
     found = []
     for file in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
             found += [int(child) for child in file.read_text().split()]
         except OSError:  # the thread has ended
             continue
-    return found
+    return found + [further for child in found for further in below(child)]
 
 
 def end_left_over(file: Path) -> list[Process]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-import zlib
+import traceback
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,8 @@ class Recorder(UserCallback):
             self.failures = 0
         if not metrics or "step" not in metrics[0]:
             return
-        self._record_batches([record.pop("batches", []) for record in metrics])
+        batches = [record.pop("batches", []) for record in metrics]
+        self._record_batches(batches[0])  # all learners report the same
         if metrics[0]["step"] <= self.reached:
             return  # learners that restarted from a checkpoint repeat it
         self.reached = metrics[0]["step"]
@@ -63,7 +64,8 @@ class Recorder(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Note a failure, and end the run where another start of the learners would only meet it again."""
         self.failures += 1
-        errors = [str(error) for error in worker_exceptions.values()]
+        # An error that was raised in a learner comes without its traceback, and its text alone does not name it.
+        errors = ["".join(traceback.format_exception_only(error)) for error in worker_exceptions.values()]
         reasons = [reason for error in errors if (reason := reason_in(error))]
         told = reasons[0].message if reasons else _last_line(errors[0])
         faults.note(self.run.faults, "learners failed", ranks=sorted(worker_exceptions), error=told)
@@ -83,22 +85,15 @@ class Recorder(UserCallback):
         self.steps = OrderedDict((line["step"], line) for line in faults.lines(self.run.batches)[-REMEMBERED:])
         self.written = max(self.steps, default=0)
 
-    def _record_batches(self, by_learner: list[list[dict[str, Any]]]) -> None:
-        """One line for each step, over all learners; a step that is made again must have seen the same."""
-        new: list[dict[str, Any]] = []
-        for of_step in zip(*by_learner, strict=True):
-            line = {
-                "step": of_step[0]["step"],
-                "learners": len(of_step),
-                "tickets": sorted({ticket for batch in of_step for ticket in batch["tickets"]}),
-                **{name: _combined([batch[name] for batch in of_step]) for name in ("latents", "pixels")},
-            }
-            if line["step"] > self.written:
-                self.written = line["step"]
-                self.steps[line["step"]] = line
-                new.append(line)
-            elif (before := self.steps.get(line["step"], line))["learners"] == len(of_step) and before != line:
+    def _record_batches(self, batches: list[dict[str, Any]]) -> None:
+        """Write the lines that are new; a step that is made again, by as many learners, must have seen the same."""
+        new = [line for line in batches if line["step"] > self.written]
+        for line in batches:
+            before = self.steps.get(line["step"], line)
+            if before["learners"] == line["learners"] and before != line:
                 faults.note(self.run.faults, "replayed differently", was=before, now=line)
+        self.steps.update((line["step"], line) for line in new)
+        self.written = max([self.written, *(line["step"] for line in new)])
         while len(self.steps) > REMEMBERED:
             self.steps.popitem(last=False)
         _append(self.run.batches, *new)
@@ -117,13 +112,6 @@ def merged(metrics: list[dict[str, Any]]) -> dict[str, Any]:
 def _append(path: Path, *records: dict[str, Any]) -> None:
     with path.open("a") as file:
         file.write("".join(json.dumps(record) + "\n" for record in records))
-
-
-def _combined(checksums: list[int]) -> str:
-    """One checksum of several in the order of the learners; that of a single learner is its own."""
-    if len(checksums) == 1:
-        return f"{checksums[0]:08x}"
-    return f"{zlib.crc32(b''.join(checksum.to_bytes(4) for checksum in checksums)):08x}"
 
 
 def _last_line(text: str) -> str:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -57,12 +57,13 @@ def main() -> None:
         if complete:
             message = json.loads(complete[-1])
             deadline = time.monotonic() + message["limit_s"] if message else None
+    if os.getppid() != watched:
+        return
     if message["file"]:
-        error = f"it hung: killed after {message['limit_s']:.0f} s"
-        with open(message["file"], "a") as file:
+        error = f"it hung: killed after {message['limit_s']:g} s"
+        with suppress(OSError), open(message["file"], "a") as file:  # on a full disk it is killed all the same
             file.write(json.dumps({"time": time.time(), "fault": "failed", "error": error}) + "\n")
-    if os.getppid() == watched:
-        os.kill(watched, signal.SIGKILL)
+    os.kill(watched, signal.SIGKILL)
 
 
 if __name__ == "__main__":

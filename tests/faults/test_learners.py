@@ -1,0 +1,29 @@
+"""Learners, and the actors of Ray that serve them, killed and frozen while a run goes on."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from harness import Run
+
+
+def test_a_run_survives_the_loss_of_each_part(tmp_path: Path) -> None:
+    run = Run(tmp_path, "learners")
+    run.start()
+    run.wait_for(lambda: run.step() >= 14)
+    lost = []
+    for role, number in (
+        ("learner", signal.SIGKILL),
+        ("learner", signal.SIGSTOP),
+        ("coordinator", signal.SIGKILL),
+        ("controller", signal.SIGKILL),
+    ):
+        failures = len(run.faults())
+        run.hurt(role, number)
+        run.wait_for(lambda failures=failures: len(run.faults()) > failures)
+        run.progress(24)
+        lost.append(run.faults()[failures]["fault"])
+    assert lost == ["learners failed"] * 3 + ["controller died"]
+    assert run.stop() == 75
+    run.assert_exact()

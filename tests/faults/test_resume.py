@@ -1,0 +1,66 @@
+"""A run whose whole process tree is killed, at any step, and that is started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from harness import Run
+from mlflow import MlflowClient
+
+
+def shared_memory() -> int:
+    """Bytes in use in /dev/shm."""
+    found = os.statvfs("/dev/shm")
+    return (found.f_blocks - found.f_bfree) * found.f_frsize
+
+
+def test_a_run_killed_at_arbitrary_steps_shows_the_same_as_one_that_was_not(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    run = Run(tmp_path, "resumed", tracking={"mlflow": True, "uri": store})
+    run.start()
+    run.wait_for(lambda: run.step() >= 13)
+    run.kill_everything()
+    run.start("--generators.num", "2")  # another number of generators shows the same
+    run.wait_for(lambda: run.step() >= 33)
+    run.kill_everything()
+    run.start("--generators.mode", "inline")  # and so do learners that render themselves
+    run.wait_for(lambda: run.step() >= 53)
+    assert run.stop() == 75
+    assert run.assert_exact() >= 53
+
+    client = MlflowClient(store)
+    (experiment,) = [found for found in client.search_experiments() if found.name == "genray"]
+    (record,) = client.search_runs([experiment.experiment_id])
+    history = client.get_metric_history(record.info.run_id, "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(r["step"], r["loss"]) for r in run.metrics()]
+
+
+def test_the_next_start_ends_what_a_killed_driver_left(tmp_path: Path) -> None:
+    before = shared_memory()
+    run = Run(tmp_path, "orphans")
+    run.start()
+    run.wait_for(lambda: run.step() >= 13)
+    left = run.tree()
+    assert run.process is not None
+    for pid in (*run.pids("learner"), *run.pids("generator")):
+        os.kill(pid, signal.SIGSTOP)  # these will not notice that their driver is gone
+    os.kill(run.process.pid, signal.SIGKILL)
+    run.process.wait()
+    run.start()
+    run.wait_for(lambda: run.step() >= 33)
+    still = {pid for pid in left if alive(pid)}
+    assert run.stop() == 75
+    assert "processes that an earlier start of orphans had left" in run.said
+    assert not still, {pid: left[pid] for pid in still}
+    assert shared_memory() <= before + 2**20
+    run.assert_exact()
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs, and does not only wait to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False

@@ -1,0 +1,226 @@
+"""A run of `genray train` in a process tree of its own, to be hurt, and the sequence it must show all the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from genray import faults
+from genray.config import Config
+from genray.configure import build
+from genray.course import Course
+from genray.learner import Learner
+from genray.views import Renderer
+
+PATIENCE_S = 150
+TITLES = {
+    "generator": "MapWorker",
+    "learner": "RayTrainWorker",
+    "controller": "TrainController",
+    "coordinator": "SplitCoordinator",
+    "head": "gcs_server",
+}
+SETTINGS: dict[str, Any] = {
+    "generator": {
+        "kind": "custom",
+        "target": "faulty:Faulty",
+        "image_size": 32,
+        "latent_dim": 32,
+        "num_classes": 10,
+        "micro_batch": 32,
+    },
+    "stream": {"batch_size": 16, "ticket_batches": 2},
+    "augment": {"policy": "digits"},
+    "model": {
+        "backbone": "resnet18",
+        "model_args": {"layers": [1, 1, 0, 0], "channels": [16, 16, 16, 16], "stem_width": 8, "stem_type": "deep"},
+        "projection": [16, 8],
+    },
+    "optimizer": {"kind": "sgd", "lr": 0.01},
+    "training": {"steps": 100_000, "checkpoint_every": 10, "log_every": 4},
+    "generators": {"num": 1, "num_gpus": 0, "num_cpus": 0.25, "ticket_timeout_s": 4},
+    "learners": {"num_workers": 1, "num_gpus": 0, "num_cpus": 0.25, "hang_timeout_s": 8},
+    "tracking": {"mlflow": False},
+}
+
+
+class Run:
+    """One run by name; it may be started, hurt, stopped and started again."""
+
+    def __init__(self, storage: Path, name: str, slow_s: float = 0.02, **changes: dict[str, Any]):
+        self.path, self.orders = storage / name, storage / f"{name}-orders"
+        self.orders.mkdir(parents=True, exist_ok=True)
+        values = {key: {**SETTINGS.get(key, {}), **changes.get(key, {})} for key in SETTINGS | changes}
+        values["generator"]["options"] = {"orders": str(self.orders), "slow_s": slow_s}
+        self.values = {"name": name, "storage_path": str(storage), **values}
+        self.file = storage / f"{name}.json"
+        self.process: subprocess.Popen[str] | None = None
+        self.said = ""
+
+    @cached_property
+    def config(self) -> Config:
+        return build(self.values)
+
+    def start(self, *overrides: str, **environment: str) -> None:
+        self.file.write_text(json.dumps(self.values))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "genray.cli", "train", str(self.file), *overrides],
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # A report is taken at a poll of the controller; these runs report every few milliseconds.
+            env={**os.environ, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", **environment},
+        )
+
+    def order(self, fault: str, times: int = 1) -> None:
+        """Have the generator misbehave in its next calls; see `faulty.Faulty`."""
+        (self.orders / fault).write_text(str(times))
+
+    def step(self) -> int:
+        """The last step that is recorded."""
+        file = self.path / "batches.jsonl"
+        return int(faults.lines(file)[-1]["step"]) if file.exists() and file.stat().st_size else 0
+
+    def faults(self) -> list[dict[str, Any]]:
+        return faults.lines(self.path / "faults.jsonl")
+
+    def wait_for(self, what: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
+        """What it returns, once that is true; the run must live until then."""
+        deadline = time.monotonic() + patience_s
+        while not (found := what()):
+            assert self.process is not None
+            if self.process.poll() is not None:
+                raise AssertionError(f"the run ended with {self.process.returncode}: {self.end()}")
+            assert time.monotonic() < deadline, f"waited {patience_s} s at step {self.step()}: {self.faults()}"
+            time.sleep(0.05)
+        return found
+
+    def progress(self, steps: int = 6) -> float:
+        """Seconds until it is so many steps further."""
+        asked, target = time.monotonic(), self.step() + steps
+        self.wait_for(lambda: self.step() >= target)
+        return time.monotonic() - asked
+
+    def pids(self, role: str) -> list[int]:
+        """The processes of the run that play this part; see TITLES."""
+        return [pid for pid, title in self.tree().items() if TITLES[role] in title]
+
+    def tree(self) -> dict[int, str]:
+        """Every process below the driver, with its title."""
+        assert self.process is not None
+        titles, parents = {}, {}
+        for directory in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = int((directory / "stat").read_text().rpartition(")")[2].split()[1])
+                titles[int(directory.name)] = (directory / "cmdline").read_text().replace("\0", " ").strip()
+                parents[int(directory.name)] = parent
+            except OSError:
+                continue
+
+        def below(pid: int) -> bool:
+            while pid in parents and pid != self.process.pid:  # type: ignore[union-attr]
+                pid = parents[pid]
+            return pid == self.process.pid  # type: ignore[union-attr]
+
+        return {pid: title for pid, title in titles.items() if below(pid)}
+
+    def hurt(self, role: str, number: signal.Signals = signal.SIGKILL) -> int:
+        """Send a signal to the process of this part; returns its id."""
+        found: list[int] = self.wait_for(lambda: self.pids(role))
+        os.kill(found[-1], number)
+        return found[-1]
+
+    def kill_everything(self) -> None:
+        """SIGKILL of the driver and all that is below it."""
+        assert self.process is not None
+        for pid in [self.process.pid, *self.tree()]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.end()
+
+    def end(self, patience_s: float = PATIENCE_S) -> str:
+        """Wait for the driver's end; returns what it said."""
+        assert self.process is not None
+        self.said, _ = self.process.communicate(timeout=patience_s)
+        return self.said
+
+    def stop(self) -> int:
+        """SIGTERM to the driver; returns its exit code."""
+        assert self.process is not None
+        self.process.terminate()
+        self.end()
+        return self.process.returncode
+
+    def batches(self) -> list[dict[str, Any]]:
+        return faults.lines(self.path / "batches.jsonl")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return faults.lines(self.path / "metrics.jsonl")
+
+    def assert_exact(self, losses: bool = True) -> int:
+        """That every step showed what the seed says it must, once and in order, and learned from it; returns steps."""
+        found = self.batches()
+        expected = list(self.expected(len(found)))
+        assert [line["step"] for line in found] == list(range(1, len(found) + 1))
+        assert found == expected
+        assert not [fault for fault in self.faults() if fault["fault"] == "replayed differently"]
+        records = self.metrics()
+        every = self.config.training.log_every
+        assert [record["step"] for record in records] == list(range(every, every * len(records) + 1, every))
+        if losses:
+            reference = self.losses(records[-1]["step"])
+            np.testing.assert_allclose([record["loss"] for record in records], reference, rtol=1e-3)
+        return len(found)
+
+    def expected(self, steps: int) -> Iterator[dict[str, Any]]:
+        """The lines of batches.jsonl for a run whose number of learners does not change."""
+        renderer = Renderer(build({**self.values, "generator": {"kind": "biggan", "micro_batch": 32}}), "cpu")
+        plan, workers = renderer.plan, renderer.plan.num_workers
+        for first in range(0, steps, plan.steps_per_round):
+            tickets = [first // plan.steps_per_round * workers + learner for learner in range(workers)]
+            blocks = [renderer.block(plan.positions(ticket)) for ticket in tickets]
+            for step in range(min(plan.steps_per_round, steps - first)):
+                rows = slice(step * plan.local_batch, (step + 1) * plan.local_batch)
+                sums = {
+                    name: [zlib.crc32(block[column][rows].tobytes()) for block in blocks]
+                    for name, column in (("latents", "latent"), ("pixels", "views"))
+                }
+                yield {"step": first + step + 1, "learners": workers, "tickets": tickets} | {
+                    name: f"{sum((2 * rank + 1) * crc for rank, crc in enumerate(found)) % 2**32:08x}"
+                    for name, found in sums.items()
+                }
+
+    def losses(self, steps: int) -> list[float]:
+        """The recorded losses of one learner that nothing happens to, in this process and without Ray."""
+        values = {**self.values, "generator": {"kind": "biggan", "micro_batch": 32}}
+        values["training"] = {**values["training"], "checkpoint_every": 10**6}
+        config = build(values)
+        renderer, threads = Renderer(config, "cpu"), torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            learner = Learner(config, 0, torch.device("cpu"))
+            portions = Course(learner.plan).of_learner(0)
+            blocks = (renderer.block(positions) for together in portions for positions in together)
+            found = []
+            for report in learner.train(blocks):
+                found.append(report.record["loss"])
+                if report.record["step"] >= steps:
+                    return found
+        finally:
+            torch.set_num_threads(threads)
+        raise AssertionError("the run is shorter")
