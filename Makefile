@@ -4,13 +4,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(or $(shell command -v uv),.venv/tools/bin/uv)
 
-.PHONY: demo test lint lock clean
+.PHONY: demo test test-slow soak lint lock clean
 
 demo: .venv/.ready
 	$(BIN)/genray train demo
 
 test: lint
 	$(BIN)/python -m pytest
+
+test-slow: lint
+	$(BIN)/python -m pytest -m slow
+
+soak: .venv/.ready
+	$(BIN)/python tests/soak.py --minutes $(or $(MINUTES),30) --seed $(or $(SEED),0)
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

@@ -27,35 +27,23 @@ sys.path.insert(0, str(TESTS))
 os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's own name
 
-from harness import Run  # noqa: E402
+from harness import IN_RUN, RESTARTED, Run  # noqa: E402
 
 from genray import checkpoint  # noqa: E402
 
 AHEAD = 20
 """Steps beyond the fault that tell a recovered run: more than the look-ahead holds."""
 
-IN_RUN: dict[str, Callable[[Run], Any]] = {
-    "generator killed": lambda run: run.hurt("generator", signal.SIGKILL),
-    "generator raises": lambda run: run.order("raise"),
-    "generator renders NaN": lambda run: run.order("nan"),
-    "generator hangs": lambda run: run.hurt("generator", signal.SIGSTOP),
-    "learner killed": lambda run: run.hurt("learner", signal.SIGKILL),
-    "learner hangs": lambda run: run.hurt("learner", signal.SIGSTOP),
-    "split coordinator killed": lambda run: run.hurt("coordinator", signal.SIGKILL),
-    "controller killed": lambda run: run.hurt("controller", signal.SIGKILL),
-}
-RESTARTED: dict[str, Callable[[Run], Any]] = {
-    "everything killed, started again": Run.kill_everything,
-    "driver killed, started again": lambda run: (run.process.kill(), run.end()),  # type: ignore[union-attr]
-    "SIGTERM, started again": Run.stop,
-}
-GOODPUT = {30: 5, 60: 3, 300: 1}
+SLOWER = 5
+"""Times that one of three generators is slower than the others, where the cost of that is measured."""
+GOODPUT = {30: 4, 60: 2, 300: 1}
 """Seconds between two kills of a learner, and how many of them."""
 
 
 def trial(run: Run, fault: str, hurt: Callable[[Run], Any], again: bool) -> dict[str, Any]:
     """Hurt the run once and wait until it is ahead of where it was."""
     run.progress(8)
+    load = os.getloadavg()[0]
     lost_from, began = run.step(), time.monotonic()
     hurt(run)
     if again:
@@ -68,7 +56,7 @@ def trial(run: Run, fault: str, hurt: Callable[[Run], Any], again: bool) -> dict
         run.wait_for(lambda: run.step() >= lost_from + AHEAD)
     except AssertionError as error:
         found |= {"recovered": False, "error": str(error)}
-    return found | {"seconds": round(time.monotonic() - began, 2)}
+    return found | {"seconds": round(time.monotonic() - began, 2), "load": load}
 
 
 def trials(storage: Path, faults: dict[str, Callable[[Run], Any]], count: int, again: bool) -> Iterator[dict[str, Any]]:
@@ -119,6 +107,25 @@ def goodput(storage: Path) -> Iterator[dict[str, Any]]:
     yield {"run": run.path.name, **sequence(run)}
 
 
+def one_slow(storage: Path) -> Iterator[dict[str, Any]]:
+    """What one slow generator of three costs an ordered stream, beside what it does not render itself."""
+    speeds = {}
+    for name in ("equal", "one slow"):
+        run = Run(storage, name.replace(" ", "-"), slow_s=0.25, generators={"num": 3, "look_ahead_mib": 1})
+        if name == "one slow":
+            run.order("be slow")
+        run.start()
+        run.wait_for(lambda run=run: run.step() >= AHEAD)
+        speeds[name] = speed(run, 45)
+        run.stop()
+    yield {
+        "slower": SLOWER,
+        "generators": 3,
+        "measured": round(speeds["one slow"] / speeds["equal"], 3),
+        "without_waiting": round((2 + 1 / SLOWER) / 3, 3),
+    }
+
+
 def speed(run: Run, seconds: float) -> float:
     """Steps a second."""
     first, began = run.step(), time.monotonic()
@@ -149,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
-    parser.add_argument("--parts", nargs="+", default=["in-run", "restarted", "goodput"])
+    parser.add_argument("--parts", nargs="+", default=["slow", "in-run", "restarted", "goodput"])
     arguments = parser.parse_args()
     records: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as directory:
@@ -157,6 +164,7 @@ def main() -> None:
         parts = {
             "in-run": lambda: trials(storage, IN_RUN, arguments.trials, again=False),
             "restarted": lambda: trials(storage, RESTARTED, arguments.trials, again=True),
+            "slow": lambda: one_slow(storage),
             "goodput": lambda: goodput(storage),
         }
         for part in arguments.parts:
@@ -171,10 +179,12 @@ def report(records: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "machine": {"cpus": os.cpu_count(), "python": platform.python_version()},
         "versions": {name: version(name) for name in ("ray", "torch")},
+        "load_median": round(statistics.median(record.get("load", 0.0) for record in records), 1),
         "checkpoint_every": 10,
         "ticket_timeout_s": 4,
         "hang_timeout_s": 8,
         "faults": summary(records),
+        "slow": [record for record in records if "slower" in record],
         "goodput": [record for record in records if "goodput" in record],
         "sequences": [record for record in records if "run" in record],
     }

@@ -43,6 +43,8 @@ def joined(address: str | None = None) -> Iterator[bool]:
     Raises:
         ConfigError: no cluster answers at the address.
     """
+    # Read when ray is imported. That a generator died is told from faults.jsonl.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "so the task will be retried")
     import ray
 
     if ray.is_initialized():

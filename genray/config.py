@@ -231,6 +231,8 @@ class Learners:
     """Restarts in a row, without a new checkpoint in between, before the run gives up."""
     hang_timeout_s: Seconds = 300
     """Seconds without a sign of life after which a learner counts as hung."""
+    resize_every_s: Seconds = 60
+    """Seconds between two looks whether there is room for more learners, where their number may change."""
     keep: Positive = 2
     """Checkpoints kept."""
 

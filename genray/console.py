@@ -8,8 +8,9 @@ import threading
 import time
 from collections import deque
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
+from genray import faults
 from genray.tracking import Record, tail
 
 
@@ -50,6 +51,17 @@ def line(record: Record, steps: int, eta_s: float | None) -> str:
     return "  ".join(parts)
 
 
+def told(fault: dict[str, Any]) -> str:
+    """One line of faults.jsonl in words.
+
+    >>> told({"fault": "generator failed", "ticket": 7, "error": "it hung: killed after 120 s"})
+    'generator failed in ticket 7 (it hung: killed after 120 s); the run goes on where it can'
+    """
+    ticket = f" in ticket {fault['ticket']}" if "ticket" in fault else ""
+    error = f" ({fault['error']})" if "error" in fault else ""
+    return f"{fault['fault']}{ticket}{error}; the run goes on where it can"
+
+
 def clock(seconds: float) -> str:
     """Seconds as m:ss or h:mm:ss."""
     minutes, s = divmod(round(seconds), 60)
@@ -67,11 +79,13 @@ class Progress:
         path: the run's metrics.jsonl, which need not exist yet.
         steps: the run's last step.
         out: where to; standard error where it is not given.
+        log: the run's faults.jsonl; each new line of it is told.
     """
 
-    def __init__(self, path: Path, steps: int, out: TextIO | None = None) -> None:
+    def __init__(self, path: Path, steps: int, out: TextIO | None = None, log: Path | None = None) -> None:
         self._path, self._steps, self._out = path, steps, out or sys.stderr
         self._start = path.stat().st_size if path.exists() else 0
+        self._log, self._told = log, len(faults.lines(log)) if log else 0
         self._terminal = self._out.isatty()
         self._bar = "━" if "utf" in (self._out.encoding or "").lower() else "="
         self._lock = threading.Lock()
@@ -106,6 +120,7 @@ class Progress:
     def _follow(self) -> None:
         eta = Eta(self._steps)
         for records in tail(self._path, self._stop, self._start):
+            self._tell_faults()
             with self._lock:
                 for record in records:
                     self._phase = ""
@@ -115,6 +130,11 @@ class Progress:
                         self._print(text)
                 waiting = f"{self._phase} ({time.monotonic() - self._since:.0f} s)" if self._phase else ""
                 self._draw(waiting or self._last)
+
+    def _tell_faults(self) -> None:
+        for fault in faults.lines(self._log)[self._told :] if self._log else ():
+            self._told += 1
+            self.say(told(fault))
 
     def _filled(self, step: int, width: int = 20) -> str:
         done = min(width, width * step // self._steps)

@@ -120,7 +120,7 @@ def _fit(
     config: Config, plan: Plan, run: RunDirectory, address: str | None, say: Callable[[str], None], started: float
 ) -> dict[str, Any]:
     _clear_up(config, run, say)
-    progress = Progress(run.metrics, plan.steps)
+    progress = Progress(run.metrics, plan.steps, log=run.faults)
     tracker = Tracker(config, run.path, progress.say)
     tracker.artifact(run.config)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
@@ -242,6 +242,7 @@ def _trainer(config: Config, plan: Plan, run: RunDirectory) -> TorchTrainer:
         torch_config=TorchConfig(timeout_s=max(1, round(learners.hang_timeout_s))),
         scaling_config=ray.train.ScalingConfig(
             num_workers=learners.num_workers,
+            elastic_resize_monitor_interval_s=learners.resize_every_s,
             use_gpu=learners.num_gpus > 0,
             resources_per_worker={"CPU": learners.num_cpus, "GPU": learners.num_gpus}
             if learners.num_gpus

@@ -76,7 +76,7 @@ def _began(pid: int) -> int | None:
     """Start time of a process in clock ticks since the boot; None for one that is gone, or only waits to be reaped."""
     try:
         # The name, in brackets, may hold anything; the fields after it are numbers and a letter for the state.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
     return None if fields[0] in "ZX" else int(fields[19])

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from ray.train import DataConfig
 
 NAME = "views"
+NUMBER_BYTES = 4 * 8
+"""What the number of a ticket takes in the object store, with a margin."""
 PATIENCE = 10
 """Times its longest ticket that a generator may take before it counts as hung."""
 
@@ -113,7 +115,10 @@ def data_config(plan: Plan) -> DataConfig:
     # These options replace the dataset's own wholesale, so everything that matters is stated here.
     options = ExecutionOptions(
         preserve_order=True,
-        resource_limits=ExecutionResources(object_store_memory=plan.look_ahead_bytes),
+        # The numbers of the tickets lie in the same store, twice; were they to fill it, no ticket could be rendered.
+        resource_limits=ExecutionResources(
+            object_store_memory=plan.look_ahead_bytes + NUMBER_BYTES * (plan.tickets_from(0) + plan.parts)
+        ),
     )
     return DataConfig(execution_options={NAME: options}, enable_shard_locality=False)
 

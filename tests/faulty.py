@@ -27,6 +27,8 @@ class Faulty:
         self.orders, self.slow_s = Path(orders), slow_s
         if self._ordered("die at start"):
             os._exit(1)
+        if self._ordered("be slow"):
+            self.slow_s *= 5
         self.generator = load(BigGANGenerator(), "cpu")
 
     def __call__(self, z: Tensor, labels: Tensor | None, seeds: Tensor | None = None) -> Tensor:

@@ -67,6 +67,8 @@ class Run:
         self.values = {"name": name, "storage_path": str(storage), **values}
         self.file = storage / f"{name}.json"
         self.process: subprocess.Popen[str] | None = None
+        self.root: int | None = None
+        """The process that all of the run's are below, where it is not the driver."""
         self.said = ""
 
     @cached_property
@@ -121,6 +123,7 @@ class Run:
     def tree(self) -> dict[int, str]:
         """Every process below the driver, with its title."""
         assert self.process is not None
+        root = self.root or self.process.pid
         titles, parents = {}, {}
         for directory in Path("/proc").glob("[0-9]*"):
             try:
@@ -131,9 +134,9 @@ class Run:
                 continue
 
         def below(pid: int) -> bool:
-            while pid in parents and pid != self.process.pid:  # type: ignore[union-attr]
+            while pid in parents and pid != root:
                 pid = parents[pid]
-            return pid == self.process.pid  # type: ignore[union-attr]
+            return pid == root
 
         return {pid: title for pid, title in titles.items() if below(pid)}
 
@@ -152,6 +155,12 @@ class Run:
             except ProcessLookupError:
                 continue
         self.end()
+
+    def kill_driver(self) -> None:
+        """SIGKILL of the driver alone."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
 
     def end(self, patience_s: float = PATIENCE_S) -> str:
         """Wait for the driver's end; returns what it said."""
@@ -224,3 +233,22 @@ class Run:
         finally:
             torch.set_num_threads(threads)
         raise AssertionError("the run is shorter")
+
+
+IN_RUN: dict[str, Callable[[Run], Any]] = {
+    "generator killed": lambda run: run.hurt("generator", signal.SIGKILL),
+    "generator raises": lambda run: run.order("raise"),
+    "generator renders NaN": lambda run: run.order("nan"),
+    "generator hangs": lambda run: run.hurt("generator", signal.SIGSTOP),
+    "learner killed": lambda run: run.hurt("learner", signal.SIGKILL),
+    "learner hangs": lambda run: run.hurt("learner", signal.SIGSTOP),
+    "split coordinator killed": lambda run: run.hurt("coordinator", signal.SIGKILL),
+    "controller killed": lambda run: run.hurt("controller", signal.SIGKILL),
+}
+"""Faults that a run survives by itself."""
+
+RESTARTED: dict[str, Callable[[Run], Any]] = {
+    "everything killed, started again": Run.kill_everything,
+    "driver killed, started again": Run.kill_driver,
+}
+"""Faults after which a run is started again."""

@@ -44,6 +44,29 @@ def test_a_name_is_one_directory(name: str) -> None:
             {"stream": {"batch_size": 8}, "learners": {"num_workers": 8}},
             "stream.batch_size must be at least 2 anchors per learner, got 8",
         ),
+        (
+            {"stream": {"batch_size": 100}, "learners": {"num_workers": [1, 4]}},
+            "stream.batch_size must be a multiple of every number of learners from 1 to 4 (12), got 100; the nearest "
+            "is 96",
+        ),
+        (
+            {"stream": {"batch_size": 12}, "learners": {"num_workers": [4, 5]}},
+            "stream.batch_size must be a multiple of every number of learners from 4 to 5 (20), got 12; the nearest "
+            "is 20",
+        ),
+        (
+            {"stream": {"batch_size": 10}, "learners": {"num_workers": [3, 3]}},
+            "stream.batch_size must be a multiple of learners.num_workers (3), got 10; the nearest is 9",
+        ),
+        (
+            {"stream": {"batch_size": 2}, "learners": {"num_workers": [1, 2]}},
+            "stream.batch_size must be at least 2 anchors per learner, got 2",
+        ),
+        ({"learners": {"num_workers": [3, 1]}}, "learners.num_workers must be [min, max] with min <= max, got [3, 1]"),
+        (
+            {"model": {"sync_batch_norm": True}, "learners": {"num_workers": [1, 2], "num_gpus": 0}},
+            "model.sync_batch_norm must be false for learners without GPUs, got true",
+        ),
         ({"generators": {"num": [3, 1]}}, "generators.num must be [min, max] with min <= max, got [3, 1]"),
         ({"augment": {"scale": [0.5, 0.2]}}, "augment.scale must be [least, most] in order, got [0.5, 0.2]"),
         (
@@ -83,6 +106,10 @@ def test_fields_must_agree(values: dict[str, Any], message: str) -> None:
         {"stream": {"num_views": 4, "num_neighbors": 3}},
         {"stream": {"batch_size": 16}, "learners": {"num_workers": 8}},
         {"generators": {"num": [2, 2]}},
+        {"stream": {"batch_size": 12}, "learners": {"num_workers": [1, 4]}},
+        {"stream": {"batch_size": 8}, "learners": {"num_workers": [4, 4]}},
+        {"stream": {"batch_size": 4}, "learners": {"num_workers": [1, 2]}},
+        {"learners": {"max_failures": 0}},
         {"augment": {"scale": [0.3, 0.3]}},
         {"training": {"steps": 10, "warmup_steps": 10}},
         {"probe": {"neighbors": 100, "images": 100}},
@@ -111,6 +138,11 @@ def test_what_lies_on_the_edge_is_allowed(values: dict[str, Any]) -> None:
         ({"generators": {"num": [0, 2]}}, "generators.num.0 must be greater than 0, got 0"),
         ({"generators": {"num": [1, 2, 3]}}, "generators.num must have at most 2 values, got [1, 2, 3]"),
         ({"generators": {"num": "many"}}, "generators.num must be an integer, got 'many'"),
+        ({"learners": {"num_workers": [0, 2]}}, "learners.num_workers.0 must be greater than 0, got 0"),
+        ({"learners": {"max_failures": -1}}, "learners.max_failures must be greater than or equal to 0, got -1"),
+        ({"learners": {"hang_timeout_s": 0}}, "learners.hang_timeout_s must be greater than 0, got 0"),
+        ({"generators": {"max_attempts": 0}}, "generators.max_attempts must be greater than 0, got 0"),
+        ({"generators": {"ticket_timeout_s": 0}}, "generators.ticket_timeout_s must be greater than 0, got 0"),
         ({"augment": {"scale": 0.5}}, "augment.scale must be a list, got 0.5"),
         ({"augment": {"scale": [0.5, 2]}}, "augment.scale.1 must be less than or equal to 1, got 2"),
         ({"augment": {"jitter": [0.4, 0.4]}}, "augment.jitter must have more values, got [0.4, 0.4]"),
@@ -175,6 +207,7 @@ def test_a_section_of_several_kinds_has_a_default_one() -> None:
     [
         {},
         {"view": {"kind": "independent"}, "optimizer": {"kind": "adamw", "betas": [0.8, 0.9]}},
+        {"learners": {"num_workers": [2, 4], "hang_timeout_s": 0.5}, "stream": {"batch_size": 48}},
         {"generators": {"num": [1, 4]}, "augment": {"scale": [0.1, 1.0], "jitter": [1, 1, 1, 0.5], "flip": 0.0}},
         {"generator": {**CUSTOM, "options": {"depth": [1, 2], "inner": {"a": None}}}, "view": {"kind": "none"}},
         {"stream": {"num_anchors": 1000, "num_neighbors": 20}, "tracking": {"uri": "http://mlflow:5000"}},
@@ -200,6 +233,14 @@ def test_a_configuration_is_frozen_and_checked_when_made() -> None:
         Config(name="x").seed = 1  # type: ignore[misc]
     config = Config(name="x", view=Independent(), optimizer=AdamW(lr=1))
     assert config.to_dict()["view"] == {"kind": "independent"}
+
+
+@pytest.mark.parametrize(("count", "bounds"), [(3, (3, 3)), ([1, 3], (1, 3)), ([2, 2], (2, 2))])
+def test_a_number_of_learners_or_of_generators_has_bounds(count: int | list[int], bounds: tuple[int, int]) -> None:
+    config = build(
+        {"name": "x", "stream": {"batch_size": 24}, "learners": {"num_workers": count}, "generators": {"num": count}}
+    )
+    assert config.learners.bounds == config.generators.bounds == bounds
 
 
 def test_differences_are_dotted_paths_with_both_values() -> None:

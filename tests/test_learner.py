@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,12 @@ import torch
 import torch.distributed
 
 from genray import losses
+from genray.checkpoint import Open
 from genray.config import Config
 from genray.configure import build
-from genray.course import Place
+from genray.course import Course, Place
 from genray.latents import NoLatentView
-from genray.learner import Learner, NotFinite, OutOfOrder, Report
+from genray.learner import Learner, NotFinite, OutOfOrder, Report, Wish
 from genray.views import Block, Renderer
 
 CPU = torch.device("cpu")
@@ -135,7 +137,8 @@ def test_the_stream_must_begin_at_the_next_ticket(blocks: list[Block], start: in
     made.place = Place(step=4 * start, next_ticket=start)
     with pytest.raises(
         OutOfOrder,
-        match=f"^learner 0 expected ticket {start} from position {64 * start}, got ticket {given} from position {64 * given}$",
+        match=f"^learner 0 expected ticket {start} from position {64 * start}, "
+        f"got ticket {given} from position {64 * given}$",
     ):
         next(made.train(iter(blocks[given:])))
 
@@ -202,6 +205,158 @@ def test_a_resumed_run_sees_and_computes_the_same(blocks: list[Block], tmp_path:
     assert places == [Place(16, 4)]
     for key, value in whole.encoder.state_dict().items():
         torch.testing.assert_close(resumed.encoder.state_dict()[key], value, rtol=0, atol=0)
+
+
+def wishes(**at: Wish) -> Callable[[int], Wish]:
+    """What is asked after the steps `s1`, `s2`, …; else to go on."""
+    return lambda step: at.get(f"s{step}", "go on")
+
+
+def test_a_stop_within_a_round_is_a_checkpoint_and_the_end(blocks: list[Block]) -> None:
+    told: list[int] = []
+
+    def asked(step: int) -> Wish:
+        told.append(step)
+        return "stop" if step == 6 else "go on"
+
+    made = learner(training={"log_every": 4, "checkpoint_every": 100})
+    reports = list(made.train(iter(blocks), asked))
+    assert [report.record.get("step") for report in reports] == [4, None]
+    assert [report.place for report in reports] == [None, Place(6, 1, 2, 1)]
+    assert made.place == Place(6, 1, 2, 1)
+    assert told == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_stop_at_the_end_of_a_round_and_of_a_window_is_both(blocks: list[Block]) -> None:
+    made = learner(training={"log_every": 4, "checkpoint_every": 4})
+    reports = list(made.train(iter(blocks), wishes(s8="stop")))
+    assert [(report.record.get("step"), report.place) for report in reports] == [
+        (4, None),
+        (None, Place(4, 1)),
+        (8, None),
+        (None, Place(8, 2)),
+    ]
+    assert made.window == Open()
+
+
+def test_a_checkpoint_on_demand_does_not_end_anything(blocks: list[Block]) -> None:
+    made = learner(training={"steps": 20, "log_every": 20, "checkpoint_every": 8})
+    reports = list(made.train(iter(blocks), wishes(s2="save", s3="save", s6="save")))
+    # The next one on its own is due 8 steps after the last, and between two rounds.
+    assert [report.place for report in reports if report.place] == [
+        Place(2, 0, 2, 1),
+        Place(3, 0, 3, 1),
+        Place(6, 1, 2, 1),
+        Place(16, 4),
+        Place(20, 5),
+    ]
+    assert [report.record["step"] for report in reports if report.record] == [20]
+
+
+def portions(blocks: list[Block], made: Learner) -> Iterator[Block]:
+    """What the stream gives this learner from where it stands, cut from the tickets of the whole run."""
+    whole = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    for together in Course(made.plan, made.place).of_learner(made.rank):
+        for positions in together:
+            yield {name: column[positions] for name, column in whole.items()}
+
+
+def lasting(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records without what depends on the clock."""
+    keys = ("step", "anchors", "loss", "lr", "alignment", "uniformity", "batches")
+    return [{key: record[key] for key in keys} for record in records]
+
+
+@pytest.mark.parametrize("stops", [[1], [5], [7], [10], [12], [6, 7, 13]], ids=str)
+def test_a_run_stopped_at_any_step_goes_on_bit_by_bit(blocks: list[Block], tmp_path: Path, stops: list[int]) -> None:
+    training = {"steps": 16, "log_every": 5, "checkpoint_every": 100, "warmup_steps": 2}
+    whole = learner(training=training)
+    expected, _ = train(whole, blocks)
+
+    found: list[dict[str, Any]] = []
+    for number, stop in enumerate([*stops, 16]):
+        made = learner(training=training)
+        if number:
+            made.restore(tmp_path)
+        reports = list(made.train(portions(blocks, made), wishes(**{f"s{stop}": "stop"})))
+        found += [report.record for report in reports if report.record]
+        assert made.place.step == stop
+        made.save(tmp_path)
+    assert lasting(found) == lasting(expected)
+    assert [record["step"] for record in found] == [5, 10, 15, 16]
+    for key, value in whole.encoder.state_dict().items():
+        torch.testing.assert_close(made.encoder.state_dict()[key], value, rtol=0, atol=0)
+
+
+def test_the_open_window_of_a_stop_counts_in_the_record_after_it(blocks: list[Block], tmp_path: Path) -> None:
+    each, _ = train(learner(training={"steps": 8}), blocks)
+    training = {"steps": 8, "log_every": 8}
+    stopped = learner(training=training)
+    list(stopped.train(iter(blocks), wishes(s3="stop")))
+    assert stopped.window.steps == 3
+    assert stopped.window.loss == sum(record["loss"] for record in each[:3])
+    stopped.save(tmp_path)
+
+    made = learner(training=training)
+    made.restore(tmp_path)
+    ((record,), _) = train(made, list(portions(blocks, made)))
+    assert record["loss"] == sum(record["loss"] for record in each) / 8
+    assert [line["step"] for line in record["batches"]] == list(range(1, 9))
+
+
+def test_each_batch_is_told_by_its_tickets_and_by_checksums_of_what_it_showed(blocks: list[Block]) -> None:
+    made = learner(training={"steps": 14, "log_every": 4, "checkpoint_every": 1})
+    records, _ = train(made, blocks)
+    assert [len(record["batches"]) for record in records] == [4, 4, 4, 2]
+    found = [line for record in records for line in record["batches"]]
+    for step, line in enumerate(found):
+        block, rows = blocks[step // 4], slice(step % 4 * BATCH, (step % 4 + 1) * BATCH)
+        assert line == {
+            "step": step + 1,
+            "learners": 1,
+            "tickets": [step // 4],
+            "latents": f"{zlib.crc32(block['latent'][rows].tobytes()):08x}",
+            "pixels": f"{zlib.crc32(block['views'][rows].tobytes()):08x}",
+        }
+    assert len({line["latents"] for line in found}) == len({line["pixels"] for line in found}) == 14
+
+
+def checksum(batches: list[Block], column: str) -> str:
+    """Of what several learners saw in a step: 2 r + 1 times the CRC-32 of learner r, summed."""
+    each = ((2 * rank + 1) * zlib.crc32(batch[column].tobytes()) for rank, batch in enumerate(batches))
+    return f"{sum(each) % 2**32:08x}"
+
+
+@pytest.mark.parametrize("bounds", [2, 1, [1, 2]], ids=str)
+def test_a_round_of_two_learners_is_ended_by_one(blocks: list[Block], bounds: int | list[int]) -> None:
+    """Two tickets of four batches are eight steps, of which three are made."""
+    training = {"steps": 12, "log_every": 1, "checkpoint_every": 100}
+    made = Learner(tiny(training=training, learners={"num_workers": bounds}), 0, CPU, num_workers=1)
+    made.place = Place(3, 0, 3, 2)
+    records, places = train(made, list(portions(blocks, made)))
+    assert places == [Place(12, 3)]
+    half = BATCH // 2
+    for line in (record["batches"][0] for record in records[:5]):
+        rows = slice((line["step"] - 1) * half, line["step"] * half)
+        seen = {name: np.concatenate([block[name][rows] for block in blocks[:2]]) for name in ("latent", "views")}
+        assert line == {
+            "step": line["step"],
+            "learners": 1,
+            "tickets": [0, 1],
+            "latents": checksum([seen], "latent"),
+            "pixels": checksum([seen], "views"),
+        }
+    assert [record["batches"][0]["tickets"] for record in records[5:]] == [[2]] * 4
+
+
+def test_what_is_left_of_a_round_must_come_in_order_too(blocks: list[Block]) -> None:
+    made = Learner(tiny(learners={"num_workers": [1, 2]}), 0, CPU, num_workers=1)
+    made.place = Place(3, 0, 3, 2)
+    first, second, *_ = portions(blocks, made)
+    assert len(first["anchor"]) == len(second["anchor"]) == 5 * BATCH // 2
+    message = r"^learner 0 expected ticket 1 from position 88, got ticket 0 from position 24$"
+    with pytest.raises(OutOfOrder, match=message):
+        next(made.train(iter([first, first])))
 
 
 def test_a_run_resumed_at_its_end_has_nothing_to_do(blocks: list[Block]) -> None:
@@ -293,3 +448,42 @@ def test_each_of_two_learners_takes_every_other_ticket_and_its_share_of_a_batch(
     assert sizes == [BATCH // 2 * 2] * 16
     with pytest.raises(OutOfOrder, match=r"^learner 1 expected ticket 1 from position 64, got ticket 0"):
         next(Learner(replace(config, name="other"), 1, CPU).train(iter(blocks)))
+
+
+@pytest.mark.usefixtures("alone_in_a_group")
+@pytest.mark.parametrize("bounds", [2, [1, 2]], ids=str)
+def test_a_round_of_one_learner_is_shared_by_two(blocks: list[Block], bounds: int | list[int]) -> None:
+    """One ticket of four batches, of which one is made; each learner takes its half of the others."""
+    training = {"steps": 12, "log_every": 1, "checkpoint_every": 100}
+    config = tiny(training=training, learners={"num_workers": bounds})
+    for rank in (0, 1):
+        made = Learner(config, rank, CPU, num_workers=2)
+        made.place = Place(5, 1, 1, 1)
+        records, places = train(made, list(portions(blocks, made)))
+        assert places == [Place(12, 2, 4, 2)]
+        half = BATCH // 2
+        for line in (record["batches"][0] for record in records[:3]):
+            start = (line["step"] - 5) * BATCH + rank * half
+            seen = blocks[1]["latent"][start : start + half]
+            assert line["latents"] == f"{(2 * rank + 1) * zlib.crc32(seen.tobytes()) % 2**32:08x}"
+            assert (line["learners"], line["tickets"]) == (2, [1])
+        assert [record["batches"][0]["tickets"] for record in records[3:]] == [[2, 3]] * 4
+
+
+@pytest.mark.usefixtures("alone_in_a_group")
+def test_a_checkpoint_has_the_learners_mean_of_an_open_window(
+    blocks: list[Block], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(learners={"num_workers": 2}, training={"log_every": 16})
+    made = Learner(config, 1, CPU)
+    others = {torch.float64: torch.tensor(3.0), torch.int64: torch.tensor([[1, 2], [3, 4], [5, 6]])}
+    monkeypatch.setattr(losses, "sum_over_learners", lambda own: own + others[own.dtype])
+    list(made.train(iter([blocks[1]]), wishes(s3="stop")))
+    half = BATCH // 2
+    monkeypatch.undo()
+    reports = Learner(tiny(learners={"num_workers": 2}), 1, CPU).train(iter([blocks[1]]))
+    each = [next(reports).record["loss"] for _ in range(3)]
+    assert (made.window.steps, made.window.loss) == (3, pytest.approx((sum(each) + 3) / 2))
+    for step, line in enumerate(made.window.batches):
+        own = zlib.crc32(blocks[1]["latent"][step * half : (step + 1) * half].tobytes())
+        assert line["latents"] == f"{(3 * own + 2 * step + 1) % 2**32:08x}"

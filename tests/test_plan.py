@@ -117,3 +117,49 @@ def test_the_population_is_the_configured_one() -> None:
     anchors = anchors_of(config, Plan.of(config))
     assert (anchors.seed, anchors.latent_dim, anchors.num_classes) == (9, 4, 3)
     assert (anchors.truncation, anchors.num_anchors, anchors.num_neighbors) == (0.5, 100, 5)
+
+
+def test_learners_whose_number_may_change() -> None:
+    """What the generators render must do for any number; the rest follows from how many there are."""
+    sections: dict[str, Any] = {"stream": {"batch_size": 24, "ticket_batches": 5}, "training": {"checkpoint_every": 21}}
+    config = small(**sections, learners={"num_workers": [2, 4]})
+    assert Plan.of(config) == Plan.of(config, 4)
+    for workers in (2, 3, 4):
+        found, alone = Plan.of(config, workers), plan(**sections, learners={"num_workers": workers})
+        assert found.parts == 12  # the least common multiple of 2, 3 and 4
+        assert alone.parts == workers
+        assert found.num_workers == alone.num_workers == workers
+        assert found.local_batch == alone.local_batch == 24 // workers
+        assert found.steps_per_round == alone.steps_per_round == 5 * workers
+        assert found.checkpoint_rounds == alone.checkpoint_rounds == -(-21 // (5 * workers))
+        assert found.ticket_anchors == alone.ticket_anchors == 5 * 24
+        assert found.ticket_bytes == alone.ticket_bytes
+        assert found.tickets_from(1) == alone.tickets_from(1)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_the_look_ahead_must_do_for_the_most_learners(workers: int) -> None:
+    config = small(
+        generators={"look_ahead_mib": 5}, stream={"batch_size": 1362}, learners={"num_workers": [1, 3]}
+    )  # tickets of 1.0 MiB
+    with pytest.raises(ConfigError, match=r"^generators.look_ahead_mib must hold two tickets of every learner \(6 x"):
+        Plan.of(config, workers)
+
+
+def test_a_position_tells_its_ticket() -> None:
+    found = plan(stream={"batch_size": 4, "ticket_batches": 2})
+    for ticket in (0, 1, 7):
+        positions = found.positions(ticket)
+        assert positions.tolist() == list(range(8 * ticket, 8 * ticket + 8))
+        assert [found.ticket_at(positions[first:]) for first in (0, 3, 7)] == [
+            (ticket, 8 * ticket),
+            (ticket, 8 * ticket + 3),
+            (ticket, 8 * ticket + 7),
+        ]
+
+
+def test_learners_whose_number_may_change_are_told_as_such() -> None:
+    config = small(stream={"batch_size": 12}, learners={"num_workers": [1, 3], "num_gpus": 0.5})
+    lines = {line[:14].strip(): line[15:] for line in Plan.of(config).lines(config)}
+    assert lines["learners"] == "1 to 3 x 0.5 GPU, 1 CPU"
+    assert lines["batch / step"] == "3 learners x 4 = 12 anchors, 24 images"

@@ -1,23 +1,33 @@
-"""Reports of the learners become lines of metrics.jsonl, whatever happened to the writer before."""
+"""Reports of the learners become lines of the run's files, whatever happened before; failures are counted."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.train import Checkpoint
 
-from genray.recorder import Recorder, merged
+from genray import faults, recorder
+from genray.learner import NotFinite, OutOfOrder
+from genray.processes import Process
+from genray.recorder import CrashLoop, Hopeless, Recorder, merged
+from genray.rundir import RunDirectory
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "metrics.jsonl"
+def run(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(tmp_path)
 
 
-def report(recorder: Recorder, *metrics: dict[str, Any]) -> None:
-    recorder.after_report(None, list(metrics), None)
+def recording(run: RunDirectory, max_failures: int = 3) -> Recorder:
+    return Recorder(run.path, max_failures)
+
+
+def report(made: Recorder, *metrics: dict[str, Any], checkpoint: bool = False) -> None:
+    made.after_report(None, list(metrics), Checkpoint(str(made.run.path)) if checkpoint else None)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -26,6 +36,12 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def steps(path: Path) -> list[int]:
     return [record["step"] for record in lines(path)]
+
+
+def seen(step: int, latents: str = "0000000a", learners: int = 1) -> dict[str, Any]:
+    """What a learner tells of the batch of one step."""
+    tickets = list(range(learners))
+    return {"step": step, "learners": learners, "tickets": tickets, "latents": latents, "pixels": "0000000b"}
 
 
 def test_learners_are_averaged() -> None:
@@ -40,44 +56,184 @@ def test_learners_are_averaged() -> None:
     assert isinstance(found["step"], int)
 
 
-def test_records_are_appended_with_their_time(path: Path) -> None:
-    recorder = Recorder(path)
-    report(recorder, {"step": 1, "loss": 2.0}, {"step": 1, "loss": 4.0})
-    report(recorder, {"step": 2, "loss": 1.0}, {"step": 2, "loss": 1.0})
-    first, second = lines(path)
+def test_records_are_appended_with_their_time(run: RunDirectory) -> None:
+    made = recording(run)
+    report(made, {"step": 1, "loss": 2.0}, {"step": 1, "loss": 4.0})
+    report(made, {"step": 2, "loss": 1.0}, {"step": 2, "loss": 1.0})
+    first, second = lines(run.metrics)
     assert first == {"time": first["time"], "step": 1, "loss": 3.0}
     assert 1.6e9 < first["time"] <= second["time"]
     assert second["step"] == 2
 
 
-def test_a_report_that_is_only_a_checkpoint_is_no_record(path: Path) -> None:
-    recorder = Recorder(path)
-    report(recorder, {}, {})
-    report(recorder)
-    assert not path.exists()
+def test_a_report_that_is_only_a_checkpoint_is_no_record(run: RunDirectory) -> None:
+    made = recording(run)
+    report(made, {}, {}, checkpoint=True)
+    report(made)
+    assert not run.metrics.exists()
+    assert not run.batches.exists()
 
 
-def test_steps_that_are_done_again_are_not_recorded_again(path: Path) -> None:
-    recorder = Recorder(path)
+def test_steps_that_are_done_again_are_not_recorded_again(run: RunDirectory) -> None:
+    made = recording(run)
     for step in (10, 20, 30):
-        report(recorder, {"step": step, "loss": 1.0})
-    report(recorder, {"step": 20, "loss": 9.0})  # the learners were restarted at 10, the controller was not
-    report(recorder, {"step": 30, "loss": 9.0})
-    report(recorder, {"step": 40, "loss": 1.0})
-    assert steps(path) == [10, 20, 30, 40]
-    again = Recorder(path)  # the whole run was started again
+        report(made, {"step": step, "loss": 1.0})
+    report(made, {"step": 20, "loss": 9.0})  # the learners were restarted at 10, the controller was not
+    report(made, {"step": 30, "loss": 9.0})
+    report(made, {"step": 40, "loss": 1.0})
+    assert steps(run.metrics) == [10, 20, 30, 40]
+    again = recording(run)  # the whole run was started again
     report(again, {"step": 30, "loss": 9.0})
     report(again, {"step": 50, "loss": 1.0})
-    assert steps(path) == [10, 20, 30, 40, 50]
-    assert {record["loss"] for record in lines(path)} == {1.0}
+    assert steps(run.metrics) == [10, 20, 30, 40, 50]
+    assert {record["loss"] for record in lines(run.metrics)} == {1.0}
 
 
-@pytest.mark.parametrize("half", ['{"time": 1.0, "step": 2, "lo', '{"time": 1.0, "step": 2}', "{"])
-def test_a_line_that_was_cut_off_is_written_anew(path: Path, half: str) -> None:
-    report(Recorder(path), {"step": 1, "loss": 1.0})
-    with path.open("a") as file:
-        file.write(half)
-    recorder = Recorder(path)
-    report(recorder, {"step": 2, "loss": 1.0})
-    report(recorder, {"step": 3, "loss": 1.0})
-    assert steps(path) == [1, 2, 3]
+HALVES = ['{"time": 1.0, "step": 2, "lo', '{"time": 1.0, "step": 2}', "{"]
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_a_line_that_was_cut_off_is_written_anew(run: RunDirectory, half: str) -> None:
+    report(recording(run), {"step": 1, "loss": 1.0, "batches": [seen(1)]})
+    for path in (run.metrics, run.batches):
+        with path.open("a") as file:
+            file.write(half)
+    made = recording(run)
+    report(made, {"step": 2, "loss": 1.0, "batches": [seen(2)]})
+    report(made, {"step": 3, "loss": 1.0, "batches": [seen(3)]})
+    assert steps(run.metrics) == [1, 2, 3]
+    assert lines(run.batches) == [seen(1), seen(2), seen(3)]
+
+
+def test_each_step_has_a_line_with_what_it_saw(run: RunDirectory) -> None:
+    made = recording(run)
+    both = [seen(1, learners=2), seen(2, learners=2)]
+    report(made, {"step": 2, "loss": 1.0, "batches": both}, {"step": 2, "loss": 3.0, "batches": both})
+    report(made, {"step": 3, "loss": 1.0, "batches": [seen(3)]})
+    assert lines(run.batches) == [*both, seen(3)]
+    assert [record.keys() for record in lines(run.metrics)] == [{"time", "step", "loss"}] * 2
+
+
+def test_a_replay_that_sees_the_same_leaves_no_trace(run: RunDirectory) -> None:
+    made = recording(run)
+    report(made, {"step": 2, "batches": [seen(1), seen(2)]})
+    report(made, {"step": 2, "batches": [seen(2)]})
+    again = recording(run)
+    report(again, {"step": 3, "batches": [seen(2), seen(3)]})
+    report(again, {"step": 4, "batches": [seen(2), seen(3), seen(4)]})
+    assert lines(run.batches) == [seen(1), seen(2), seen(3), seen(4)]
+    assert not run.faults.exists()
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["the same controller", "another controller"])
+@pytest.mark.parametrize("field", ["tickets", "latents", "pixels"])
+def test_a_step_that_is_replayed_differently_is_a_fault(run: RunDirectory, field: str, restarted: bool) -> None:
+    made = recording(run)
+    report(made, {"step": 2, "batches": [seen(1), seen(2)]})
+    if restarted:
+        made = recording(run)
+    other = seen(2) | {field: [7] if field == "tickets" else "0000000c"}
+    report(made, {"step": 3, "batches": [other, seen(3)]})
+    (fault,) = lines(run.faults)
+    assert (fault["fault"], fault["was"], fault["now"]) == ("replayed differently", seen(2), other)
+    assert lines(run.batches) == [seen(1), seen(2), seen(3)]  # the first is what is kept
+
+
+def test_another_number_of_learners_may_see_other_checksums(run: RunDirectory) -> None:
+    made = recording(run)
+    report(made, {"step": 2, "batches": [seen(1), seen(2)]})
+    report(made, {"step": 2, "batches": [seen(1, "ffffffff", learners=2), seen(2, "ffffffff", learners=2)]})
+    assert not run.faults.exists()
+    assert lines(run.batches) == [seen(1), seen(2)]
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["the same controller", "another controller"])
+def test_only_so_many_steps_are_remembered(run: RunDirectory, monkeypatch: pytest.MonkeyPatch, restarted: bool) -> None:
+    monkeypatch.setattr(recorder, "REMEMBERED", 3)
+    made = recording(run)
+    report(made, {"step": 5, "batches": [seen(step) for step in range(1, 6)]})
+    if restarted:
+        made = recording(run)
+        report(made)
+    assert list(made.steps) == [3, 4, 5]
+    report(made, {"step": 5, "batches": [seen(step, "ffffffff") for step in range(1, 6)]})
+    assert [fault["was"]["step"] for fault in lines(run.faults)] == [3, 4, 5]
+    assert steps(run.batches) == [1, 2, 3, 4, 5]
+
+
+def test_the_controller_is_noted_as_a_process_of_the_run(run: RunDirectory) -> None:
+    made = recording(run)
+    report(made, {"step": 1})
+    report(made, {"step": 2})
+    (line,) = lines(run.processes)
+    assert Process(**line) == Process.of(os.getpid(), "controller")
+
+
+def test_failures_are_noted_and_survived_up_to_a_number(run: RunDirectory) -> None:
+    made = recording(run, max_failures=2)
+    made.after_exception(None, {1: RuntimeError("first"), 0: RuntimeError("other")})
+    made.after_exception(None, {0: RuntimeError("second")})
+    with pytest.raises(CrashLoop) as error:
+        made.after_exception(None, {0: RuntimeError("third\n")})
+    assert str(error.value) == (
+        "the learners failed 3 times without a new checkpoint; the last error: RuntimeError: third"
+    )
+    assert [(fault["fault"], fault["ranks"], fault["error"]) for fault in lines(run.faults)] == [
+        ("learners failed", [0, 1], "RuntimeError: first"),
+        ("learners failed", [0], "RuntimeError: second"),
+        ("learners failed", [0], "RuntimeError: third"),
+    ]
+
+
+def test_none_is_survived_where_none_is_allowed(run: RunDirectory) -> None:
+    with pytest.raises(CrashLoop, match=r"^the learners failed 1 times"):
+        recording(run, max_failures=0).after_exception(None, {0: RuntimeError("x")})
+
+
+def test_a_new_checkpoint_begins_the_count_anew(run: RunDirectory) -> None:
+    made = recording(run, max_failures=1)
+    for step in range(3):
+        made.after_exception(None, {0: RuntimeError("x")})
+        report(made, {}, checkpoint=True)
+        assert made.failures == 0, step
+    made.after_exception(None, {0: RuntimeError("x")})
+    report(made, {"step": 1, "loss": 1.0})  # steps alone are done again, and are no progress
+    with pytest.raises(CrashLoop):
+        made.after_exception(None, {0: RuntimeError("x")})
+
+
+TRACEBACK = """ray::MapWorker() (pid=1)
+  File "genray/faults.py", line 1, in at
+    raise TicketFailed(message)
+genray.faults.TicketFailed: ticket 3 failed in 3 fresh processes; the last error: RuntimeError: x
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (NotFinite("the loss was not finite"), "the loss was not finite"),
+        (OutOfOrder("learner 0 expected ticket 1"), "learner 0 expected ticket 1"),
+        (faults.TicketFailed("ticket 3 failed"), "ticket 3 failed"),
+        (
+            RuntimeError(TRACEBACK),
+            "ticket 3 failed in 3 fresh processes; the last error: RuntimeError: x",
+        ),
+    ],
+    ids=["not finite", "out of order", "a ticket", "a ticket of the pool"],
+)
+def test_what_would_only_happen_again_ends_the_run_at_once(run: RunDirectory, error: Exception, message: str) -> None:
+    with pytest.raises(Hopeless) as raised:
+        recording(run).after_exception(None, {0: RuntimeError("its peer is gone"), 1: error})
+    assert str(raised.value) == message
+    (fault,) = lines(run.faults)
+    assert (fault["ranks"], fault["error"]) == ([0, 1], message)
+
+
+def test_other_errors_of_genrays_own_may_be_survived(run: RunDirectory) -> None:
+    made = recording(run)
+    text = TRACEBACK.replace("faults.TicketFailed: ticket 3", "generators.BadImages: ticket 3")
+    made.after_exception(None, {0: RuntimeError(text)})
+    assert made.failures == 1
+    told = "ticket 3 failed in 3 fresh processes; the last error: RuntimeError: x"
+    assert lines(run.faults)[0]["error"] == told

@@ -1,0 +1,148 @@
+"""A process that takes too long over a piece of work is killed, however it hangs; one that does not is left alone."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import genray
+from genray import faults
+from genray.faults import Attempts
+from genray.processes import Process
+
+PATIENCE_S = 60
+BEGIN = """
+import os, signal, sys, time
+from pathlib import Path
+from genray.watchdog import Watchdog
+file = Path(sys.argv[1])
+watchdog = Watchdog()
+"""
+
+
+@contextmanager
+def watched(code: str, file: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that runs this with a `watchdog` of its own and the `file` for its line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", BEGIN + code, str(file)],
+        cwd=Path(genray.__file__).parents[1],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ended(code: str, file: Path) -> int:
+    with watched(code, file) as process:
+        return process.wait(PATIENCE_S)
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_work_that_ends_in_time_is_left_alone(tmp_path: Path) -> None:
+    code = """
+for _ in range(3):
+    with watchdog.over(1, file):
+        pass
+try:
+    with watchdog.over(1, file):
+        raise KeyError
+except KeyError:
+    pass
+time.sleep(1.5)
+"""
+    assert ended(code, tmp_path / "attempts") == 0
+    assert not (tmp_path / "attempts").exists()
+
+
+def test_work_that_takes_too_long_is_killed_and_counts_as_a_failed_attempt(tmp_path: Path) -> None:
+    found = Attempts(tmp_path, tmp_path / "faults.jsonl", 3, deaths=True)
+    file = tmp_path / "24.jsonl"
+    faults.note(file, "begun")
+    assert ended("with watchdog.over(.3, file): time.sleep(600)", file) == -signal.SIGKILL
+    _, line = faults.lines(file)
+    assert line == {"time": line["time"], "fault": "failed", "error": "it hung: killed after 0.3 s"}
+    with found.at(3, 24):
+        assert [fault["error"] for fault in faults.lines(found.log)] == ["it hung: killed after 0.3 s"]
+
+
+def test_the_limit_is_that_of_the_work_in_hand(tmp_path: Path) -> None:
+    code = """
+with watchdog.over(600, file):
+    pass
+with watchdog.over(.3):
+    time.sleep(600)
+"""
+    assert ended(code, tmp_path / "attempts") == -signal.SIGKILL
+    assert not (tmp_path / "attempts").exists()  # this work named no file
+
+
+def test_a_process_that_is_frozen_is_killed(tmp_path: Path) -> None:
+    code = "with watchdog.over(.3, file): os.kill(os.getpid(), signal.SIGSTOP)"
+    assert ended(code, tmp_path / "attempts") == -signal.SIGKILL
+    assert len(faults.lines(tmp_path / "attempts")) == 1
+
+
+def test_it_is_killed_although_its_line_cannot_be_written(tmp_path: Path) -> None:
+    code = "with watchdog.over(.3, file): time.sleep(600)"
+    assert ended(code, tmp_path / "no such directory" / "attempts") == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("during", ["work", "no work"])
+def test_the_watchdog_ends_with_the_process_it_watches(tmp_path: Path, during: str) -> None:
+    code = f"""
+def rest():
+    print(watchdog._process.pid, flush=True)
+    time.sleep(600)
+if {during!r} == "work":
+    with watchdog.over(600, file):
+        rest()
+rest()
+"""
+    with watched(code, tmp_path / "attempts") as process:
+        assert process.stdout is not None
+        watchdog = Process.of(int(process.stdout.readline()), "watchdog")
+        assert watchdog is not None
+        assert watchdog.runs()
+        process.kill()
+        wait_until(lambda: not watchdog.runs())
+    assert not (tmp_path / "attempts").exists()
+
+
+def test_the_watchdog_ends_with_a_process_that_ends_by_itself(tmp_path: Path) -> None:
+    with watched("print(watchdog._process.pid)", tmp_path / "attempts") as process:
+        out, _ = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0
+    wait_until(lambda: Process.of(int(out), "watchdog") is None)
+
+
+def test_signals_that_stop_a_run_do_not_end_its_watchdog_first(tmp_path: Path) -> None:
+    code = """
+def ignored():
+    lines = Path(f"/proc/{watchdog._process.pid}/status").read_text().splitlines()
+    mask = next(int(line.split()[1], 16) for line in lines if line.startswith("SigIgn"))
+    return all(mask >> number - 1 & 1 for number in (signal.SIGTERM, signal.SIGINT))
+while not ignored():
+    time.sleep(.02)
+for number in (signal.SIGTERM, signal.SIGINT):
+    os.kill(watchdog._process.pid, number)
+with watchdog.over(.3, file):
+    time.sleep(600)
+"""
+    assert ended(code, tmp_path / "attempts") == -signal.SIGKILL
