@@ -1,9 +1,10 @@
 """Write measured figures into README.md, so that none is typed by hand.
 
-    python docs/figures.py runs/NAME/report.json
+    python docs/figures.py [runs/NAME/report.json]
 
-Fills the block `<!-- demo -->` … `<!-- /demo -->` from a run's report, and the block `<!-- generator -->` …
-`<!-- /generator -->` from the report beside the embedded generator's weights. The same reports give the same README.
+Fills the block `<!-- demo -->` … `<!-- /demo -->` from a run's report, where one is given, the block
+`<!-- generator -->` from the report beside the embedded generator's weights, and the block `<!-- faults -->` from that
+of benchmarks/faults.py. The same reports give the same README.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+FAULTS_REPORT = ROOT / "benchmarks/faults.json"
 GENERATOR = ROOT / "genray/generators/assets/digit_scenes/report.json"
 
 
@@ -63,6 +65,86 @@ def generator(report: dict[str, Any]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
+AGAIN = "learners restart from the last checkpoint"
+FRESH = "rendered again in a fresh process, the learners do not notice"
+RESUMES = "the next start resumes"
+ENDS = "the run ends and names the ticket"
+FAULTS: list[tuple[str, str | None, str, str]] = [
+    ("a generator is killed, or exits in the middle of a block", "generator killed", FRESH, "generators ●"),
+    ("a generator raises", "generator raises", FRESH, "generators ●"),
+    ("a generator renders NaN or a constant image", "generator renders NaN", FRESH, "generators ●"),
+    ("a generator hangs (SIGSTOP)", "generator hangs", f"killed, then {FRESH}", "generators ●"),
+    ("a ticket fails in every process", None, f"{ENDS} and the error", "generators ●"),
+    ("a generator cannot be made", None, "refused at once, with its own message", "../test_fit.py ●"),
+    ("a generator dies while it loads, every time", None, "the run ends with the error", "resources"),
+    ("a learner is killed", "learner killed", AGAIN, "learners ●"),
+    ("a learner hangs (SIGSTOP)", "learner hangs", f"noticed after `hang_timeout_s`, then {AGAIN}", "learners ●"),
+    ("the split coordinator of Ray Data is killed", "split coordinator killed", AGAIN, "learners ●"),
+    (
+        "the controller of Ray Train is killed",
+        "controller killed",
+        "started again, from the last checkpoint",
+        "learners ●",
+    ),
+    ("the whole process tree is killed", "everything killed, started again", RESUMES, "resume ●"),
+    (
+        "the command is killed, its processes stay",
+        "driver killed, started again",
+        "the next start ends them by pid and start time, and resumes",
+        "resume ●",
+    ),
+    ("SIGTERM, Ctrl-C", None, "a checkpoint at the next step; exit code 75 or 130", "all of them ●"),
+    ("`ray job stop`", None, "the same, with `RAY_JOB_STOP_WAIT_TIME_S`", "jobs"),
+    ("the head of the cluster is killed", None, RESUMES, "resources"),
+    ("a node with a generator is lost", "generator node lost", FRESH, "cluster"),
+    ("a node with a learner is lost", "learner node lost", AGAIN, "cluster"),
+    ("a node gives notice", None, "checkpoints until it is gone, then a restart", "cluster"),
+    ("nodes come and go, `num_workers = [min, max]`", None, "more or fewer learners, each ticket once", "cluster"),
+    ("learners fail again and again", None, "the run ends after `max_failures` without a new checkpoint", "resources"),
+    ("memory runs out in a generator or a learner", None, "Ray kills it; as when it is killed", "resources"),
+    ("the disk is full, a checkpoint is cut short", None, "never loaded; the one before it is", "resources"),
+    ("the object store is full", None, "the generators are held back, nothing is spilled", "resources"),
+    ("MLflow is away for a while", None, "training goes on; what was missed is written later", "resources"),
+]
+"""What happens, its name in the report, what is promised, and the test in tests/faults."""
+
+
+def faults(report: dict[str, Any]) -> str:
+    """What each fault costs a run."""
+    found, machine = report["faults"], report["machine"]
+    rows = ["| what happens | what is promised | recovered | seconds, median (95 %) | steps made again | test |"]
+    rows.append("|---|---|---:|---:|---:|---|")
+    for what, name, promise, test in FAULTS:
+        measured = " | | "
+        if name in found:
+            of = found[name]
+            measured = f"{of['recovered']} of {of['trials']} | {of['seconds_median']:.0f} ({of['seconds_95']:.0f}) | "
+            measured += f"{of['steps_lost_median']:g}, at most {of['steps_lost_most']}"
+        rows.append(f"| {what} | {promise} | {measured} | {test} |")
+    sequences = report["sequences"]
+    steps = sum(of["steps"] for of in sequences)
+    wrong = ", ".join(f"{sum(of[key] for of in sequences)} {key}" for key in ("missing", "doubled", "different"))
+    rows += [
+        "",
+        f"Measured on {machine['cpus']} CPU cores (load {report['load_median']}), Ray {report['versions']['ray']}, "
+        f"small runs with a checkpoint every {report['checkpoint_every']} steps, `ticket_timeout_s` "
+        f"{report['ticket_timeout_s']}, `hang_timeout_s` {report['hang_timeout_s']}. The seconds are those until the "
+        "run was ahead of where it had been, and most of them are new processes that import torch. Over all "
+        f"{steps:,} steps of these runs, compared with what their seeds say: {wrong}.",
+    ]
+    if goodput := report["goodput"]:
+        told = ", ".join(f"{of['goodput']:.0%} with a kill every {of['kill_every_s']} s" for of in goodput)
+        rows += ["", f"Of the undisturbed speed is left, when learners are killed: {told}."]
+    for of in report["slow"]:
+        rows += [
+            "",
+            f"A generator that is merely slow holds an ordered stream back: with one of {of['generators']} generators "
+            f"{of['slower']} times slower, {of['measured']:.0%} of the speed is left, where it would be "
+            f"{of['without_waiting']:.0%} without waiting for it.",
+        ]
+    return "\n".join(rows)
+
+
 def fill(text: str, name: str, content: str) -> str:
     """The text with this content between the markers of a block; raises ValueError where there is no such block."""
     filled, count = re.subn(
@@ -78,12 +160,16 @@ def fill(text: str, name: str, content: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("report", type=Path, help="report.json of a finished demo")
+    parser.add_argument("report", type=Path, nargs="?", help="report.json of a finished demo")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     args = parser.parse_args()
-    text = fill(args.readme.read_text(), "demo", demo(json.loads(args.report.read_text())))
+    text = args.readme.read_text()
+    if args.report:
+        text = fill(text, "demo", demo(json.loads(args.report.read_text())))
     if GENERATOR.exists():
         text = fill(text, "generator", generator(json.loads(GENERATOR.read_text())))
+    if FAULTS_REPORT.exists():
+        text = fill(text, "faults", faults(json.loads(FAULTS_REPORT.read_text())))
     args.readme.write_text(text)
 
 

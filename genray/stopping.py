@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ class Stopping:
         self.file, self.say = file, say
         self.number: int | None = None
         self.deadline = float("inf")
-        self._training = False
+        self._phase: Literal["before", "training", "after"] = "before"
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Stopping:
@@ -71,13 +71,15 @@ class Stopping:
         if self._before:
             self._take()  # Ray has put its own handlers there when it started
         thread = threading.Thread(target=run, name="genray-train", daemon=True)
-        self._training = True
+        self._phase = "training"
         thread.start()
-        while thread.is_alive():
-            thread.join(0.1)
-            if self.number is not None and time.monotonic() > self.deadline:
-                raise Asked(self.number)
-        self._training = False
+        try:
+            while thread.is_alive():
+                thread.join(0.1)
+                if self.number is not None and time.monotonic() > self.deadline:
+                    raise Asked(self.number)
+        finally:
+            self._phase = "after"
         if failed:
             raise failed[0]
         return found[0]
@@ -87,8 +89,13 @@ class Stopping:
             signal.signal(number, self._asked)
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
-        if not self._training:
+        if self._phase == "before":
             raise Asked(number)
+        if self._phase == "after":  # Ray is being shut down, which must not be broken off, but may be cut short
+            if self.number is not None:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            return
         again, self.number = self.number is not None, number
         self.deadline = time.monotonic() + (0 if again else WITHIN_S)
         if not again:

@@ -20,8 +20,9 @@ import torch
 from genray import faults
 from genray.config import Config
 from genray.configure import build
-from genray.course import Course
+from genray.course import Course, Place
 from genray.learner import Learner
+from genray.plan import Plan
 from genray.views import Renderer
 
 PATIENCE_S = 150
@@ -49,7 +50,7 @@ SETTINGS: dict[str, Any] = {
         "projection": [16, 8],
     },
     "optimizer": {"kind": "sgd", "lr": 0.01},
-    "training": {"steps": 100_000, "checkpoint_every": 10, "log_every": 4},
+    "training": {"steps": 20_000, "checkpoint_every": 10, "log_every": 4},
     "generators": {"num": 1, "num_gpus": 0, "num_cpus": 0.25, "ticket_timeout_s": 4},
     "learners": {"num_workers": 1, "num_gpus": 0, "num_cpus": 0.25, "hang_timeout_s": 8},
     "tracking": {"mlflow": False},
@@ -214,6 +215,25 @@ class Run:
                     for name, found in sums.items()
                 }
 
+    def expected_of(self, found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The lines of batches.jsonl for a run whose number of learners was what these lines say."""
+        renderer = Renderer(build({**self.values, "generator": {"kind": "biggan", "micro_batch": 32}}), "cpu")
+        place, workers, shares = Place(), 0, []
+        for line in found:
+            if line["learners"] != workers:
+                workers = line["learners"]
+                plan = Plan.of(self.config, workers)
+                shares = [local_batches(Course(plan, place), rank) for rank in range(workers)]
+            first = place.next_ticket
+            expected = {"step": place.step + 1, "learners": workers}
+            expected["tickets"] = list(range(first, first + (place.num_workers or workers)))
+            blocks = [renderer.block(next(share)) for share in shares]
+            for name, column in (("latents", "latent"), ("pixels", "views")):
+                sums = [(2 * rank + 1) * zlib.crc32(block[column].tobytes()) for rank, block in enumerate(blocks)]
+                expected[name] = f"{sum(sums) % 2**32:08x}"
+            place = place.after_step(plan)
+            yield expected
+
     def losses(self, steps: int) -> list[float]:
         """The recorded losses of one learner that nothing happens to, in this process and without Ray."""
         values = {**self.values, "generator": {"kind": "biggan", "micro_batch": 32}}
@@ -233,6 +253,18 @@ class Run:
         finally:
             torch.set_num_threads(threads)
         raise AssertionError("the run is shorter")
+
+
+def local_batches(course: Course, rank: int) -> Iterator[np.ndarray]:
+    """The positions that a learner sees in each of its steps."""
+    size, share = course.plan.local_batch, course.plan.batch_size // course.plan.parts
+    for together in course.of_learner(rank):
+        joined = (
+            np.concatenate([positions.reshape(-1, share) for positions in together], axis=1)
+            if (len(together) > 1)
+            else together[0]
+        )
+        yield from joined.reshape(-1, size)
 
 
 IN_RUN: dict[str, Callable[[Run], Any]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import pytest
 from harness import Run
 
 
@@ -27,3 +28,18 @@ def test_a_run_survives_the_loss_of_each_part(tmp_path: Path) -> None:
     assert lost == ["learners failed"] * 3 + ["controller died"]
     assert run.stop() == 75
     run.assert_exact()
+
+
+@pytest.mark.slow
+def test_the_loss_of_one_of_two_learners_restarts_both(tmp_path: Path) -> None:
+    run = Run(tmp_path, "two", learners={"num_workers": 2})
+    run.start()
+    run.wait_for(lambda: run.step() >= 14)
+    for number in (signal.SIGKILL, signal.SIGSTOP):
+        failures = len(run.faults())
+        run.hurt("learner", number)
+        run.wait_for(lambda failures=failures: len(run.faults()) > failures)
+        run.progress(24)
+    assert {fault["fault"] for fault in run.faults()} == {"learners failed"}
+    assert run.stop() == 75
+    run.assert_exact(losses=False)

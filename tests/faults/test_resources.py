@@ -13,7 +13,6 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import psutil
 import pytest
 from harness import Run
 from mlflow import MlflowClient
@@ -38,8 +37,8 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["pool", "inline"])
 def test_memory_that_runs_out_costs_a_process(mode: str, tmp_path: Path) -> None:
-    memory = psutil.virtual_memory()
-    threshold = 1 - (memory.available - 5 * 2**30) / memory.total
+    memory = {line.split(":")[0]: int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines()}
+    threshold = 1 - (memory["MemAvailable"] - 5 * 2**20) / memory["MemTotal"]  # 5 GiB from here
     run = Run(tmp_path, "memory", generators={"mode": mode, "ticket_timeout_s": 60})
     run.start(RAY_memory_usage_threshold=f"{threshold:.3f}", RAY_memory_monitor_refresh_ms="100")
     run.wait_for(lambda: run.step() >= 13)

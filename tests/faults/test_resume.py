@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
 from harness import Run
 from mlflow import MlflowClient
 
@@ -35,6 +36,19 @@ def test_a_run_killed_at_arbitrary_steps_shows_the_same_as_one_that_was_not(tmp_
     (record,) = client.search_runs([experiment.experiment_id])
     history = client.get_metric_history(record.info.run_id, "loss")
     assert [(metric.step, metric.value) for metric in history] == [(r["step"], r["loss"]) for r in run.metrics()]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_learners_from_any_step(tmp_path: Path) -> None:
+    run = Run(tmp_path, "learners")
+    for learners in ("1", "2", "1"):
+        run.start("--learners.num_workers", learners)
+        run.progress(13)
+        assert run.stop() == 75
+    found = run.batches()
+    assert [found[0]["learners"], found[-1]["learners"]] == [1, 1]
+    assert {line["learners"] for line in found} == {1, 2}
+    assert found == list(run.expected_of(found))
 
 
 def test_the_next_start_ends_what_a_killed_driver_left(tmp_path: Path) -> None:
