@@ -55,7 +55,9 @@ class TicketsLeft:
     def __call__(self) -> ray.data.Dataset:
         from genray import checkpoint, stream
 
-        last = checkpoint.last(RunDirectory.of(self.config).path)
+        run = RunDirectory.of(self.config)
+        processes.note(run.processes, "controller")
+        last = checkpoint.last(run.path)
         place = checkpoint.read_place(last) if last else Place()
         return stream.blocks(self.config, Course(Plan.of(self.config), place))
 

@@ -237,6 +237,8 @@ class Learner:
                         yield Report({}, self.place)
                     if wish == "stop" or step == plan.steps:
                         return
+        if step < plan.steps:
+            raise OutOfOrder(f"the stream ended at step {step} of {plan.steps}")
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of this step, counted from 1: a function of the anchors consumed with it."""

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -61,15 +62,13 @@ def end_left_over(file: Path) -> list[Process]:
     left = {Process(**line) for line in lines(file)}
     killed = sorted((found for found in left if found.pid != os.getpid() and found.runs()), key=lambda p: p.pid)
     for found in killed:
-        try:
+        with suppress(ProcessLookupError, PermissionError):
             os.kill(found.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            continue
     deadline = time.monotonic() + GONE_WITHIN_S
     while any(found.runs() for found in killed) and time.monotonic() < deadline:
         time.sleep(0.05)
     file.unlink(missing_ok=True)
-    return killed
+    return [found for found in killed if not found.runs()]
 
 
 def _began(pid: int) -> int | None:

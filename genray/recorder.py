@@ -86,17 +86,27 @@ class Recorder(UserCallback):
         self.written = max(self.steps, default=0)
 
     def _record_batches(self, batches: list[dict[str, Any]]) -> None:
-        """Write the lines that are new; a step that is made again, by as many learners, must have seen the same."""
-        new = [line for line in batches if line["step"] > self.written]
+        """Write the lines that are new: of a step that is made again, only if other learners share its tickets now.
+
+        Made again in the same way, it must have seen the same.
+        """
+        new = []
         for line in batches:
-            before = self.steps.get(line["step"], line)
-            if before["learners"] == line["learners"] and before != line:
+            before = self.steps.get(line["step"])
+            if line["step"] > self.written or (before and _shared(before) != _shared(line)):
+                new.append(line)
+            elif before and before != line:
                 faults.note(self.run.faults, "replayed differently", was=before, now=line)
         self.steps.update((line["step"], line) for line in new)
         self.written = max([self.written, *(line["step"] for line in new)])
         while len(self.steps) > REMEMBERED:
             self.steps.popitem(last=False)
         _append(self.run.batches, *new)
+
+
+def _shared(line: dict[str, Any]) -> tuple[int, list[int]]:
+    """By how many learners a step was made, and from which tickets."""
+    return line["learners"], line["tickets"]
 
 
 def merged(metrics: list[dict[str, Any]]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Stopping:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler or signal.SIG_DFL)  # type: ignore[arg-type]
 
     def while_training(self, train: Callable[[], T]) -> T:
         """What `train` returns or raises; it runs in a thread of its own, so that signals are taken meanwhile.
@@ -95,6 +95,7 @@ class Stopping:
             if self.number is not None:
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
+            self.number = number
             return
         again, self.number = self.number is not None, number
         self.deadline = time.monotonic() + (0 if again else WITHIN_S)

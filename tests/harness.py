@@ -177,7 +177,8 @@ class Run:
         return self.process.returncode
 
     def batches(self) -> list[dict[str, Any]]:
-        return faults.lines(self.path / "batches.jsonl")
+        """The last line of each step."""
+        return list({line["step"]: line for line in faults.lines(self.path / "batches.jsonl")}.values())
 
     def metrics(self) -> list[dict[str, Any]]:
         return faults.lines(self.path / "metrics.jsonl")
@@ -186,6 +187,7 @@ class Run:
         """That every step showed what the seed says it must, once and in order, and learned from it; returns steps."""
         found = self.batches()
         expected = list(self.expected(len(found)))
+        assert found == faults.lines(self.path / "batches.jsonl")
         assert [line["step"] for line in found] == list(range(1, len(found) + 1))
         assert found == expected
         assert not [fault for fault in self.faults() if fault["fault"] == "replayed differently"]

@@ -180,7 +180,7 @@ def test_the_learning_rate_is_a_function_of_anchors(blocks: list[Block]) -> None
         assert made.learning_rate(step) == pytest.approx(3e-3 * expected)
     alone = learner(training=training, learners={"num_workers": 2})
     assert [alone.learning_rate(step) for step in range(1, 25)] == [made.learning_rate(step) for step in range(1, 25)]
-    for report in made.train(iter(blocks[:2])):
+    for report in made.train(iter(blocks)):
         if report.record:
             used = {group["lr"] for group in made.optimizer.param_groups}
             assert used == {made.learning_rate(report.record["step"])} == {report.record["lr"]}
@@ -487,3 +487,8 @@ def test_a_checkpoint_has_the_learners_mean_of_an_open_window(
     for step, line in enumerate(made.window.batches):
         own = zlib.crc32(blocks[1]["latent"][step * half : (step + 1) * half].tobytes())
         assert line["latents"] == f"{(3 * own + 2 * step + 1) % 2**32:08x}"
+
+
+def test_a_stream_that_ends_early_is_no_end_of_the_run(blocks: list[Block]) -> None:
+    with pytest.raises(OutOfOrder, match=r"^the stream ended at step 8 of 32$"):
+        list(learner().train(iter(blocks[:2])))

@@ -1,9 +1,11 @@
-"""A signal lets the training come to its checkpoint; a second one, or one when there is none, ends the run at once."""
+"""A signal lets the training come to its checkpoint; a second one, or one before the training, ends the run at once."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import genray
 from genray import stopping
 from genray.stopping import SIGNALS, Asked, Stopping
 
@@ -110,17 +113,63 @@ def test_learners_that_do_not_stop_are_waited_for_only_so_long(
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_when_nothing_is_trained_ends_the_run_at_once(
-    file: Path, said: list[str], number: signal.Signals
-) -> None:
-    with Stopping(file, said.append) as found:
-        for _ in range(2):  # before and after a training
+def test_a_signal_before_the_training_ends_the_run_at_once(file: Path, said: list[str], number: signal.Signals) -> None:
+    with Stopping(file, said.append):
+        for _ in range(2):
             with pytest.raises(Asked) as asked:
                 signal.raise_signal(number)
             assert asked.value.number == number
-            found.while_training(lambda: None)
     assert not file.exists()
     assert said == []
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_after_the_training_does_not_break_off_what_follows(
+    file: Path, said: list[str], number: signal.Signals
+) -> None:
+    with Stopping(file, said.append) as found:
+        found.while_training(lambda: None)
+        signal.raise_signal(number)
+    assert not file.exists()
+    assert said == []
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("how", ["stopped", "not stopped"])
+def test_a_further_signal_cuts_short_what_follows_a_stop(file: Path, number: signal.Signals, how: str) -> None:
+    code = f"""
+import os, signal, sys, time
+from pathlib import Path
+from genray.stopping import Asked, Stopping
+file = Path(sys.argv[1])
+def train():
+    os.kill(os.getpid(), signal.SIGTERM)
+    while not file.exists():
+        time.sleep(.01)
+    if {how!r} == "not stopped":
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(600)
+with Stopping(file, print) as stopping:
+    try:
+        stopping.while_training(train)
+    except Asked:
+        print("at once")
+    print("training over", flush=True)
+    signal.raise_signal({int(number)})
+    print("what follows")
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(file)],
+        cwd=Path(genray.__file__).parents[1],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert found.returncode == -number
+    first, *then = found.stdout.splitlines()
+    assert first.startswith("stopping at the next step")
+    assert then == (["at once"] if how == "not stopped" else []) + ["training over"]
 
 
 @pytest.mark.parametrize("failing", [False, True])
