@@ -155,7 +155,8 @@ def _fit(
         progress.close()
         _close(tracker, run, status, say)
         run.stop.unlink(missing_ok=True)
-        run.processes.unlink(missing_ok=True)
+        for file in run.path.glob("processes-*.jsonl"):
+            file.unlink(missing_ok=True)
         shutil.rmtree(run.attempts, ignore_errors=True)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from genray import faults
 from genray.console import Eta, Progress, clock, line
 
 
@@ -105,3 +106,18 @@ def test_terminal_is_clean_when_nothing_was_trained(tmp_path: Path) -> None:
     progress.phase("starting Ray")
     progress.close()
     assert out.screen() == [""]
+
+
+def test_new_faults_are_told_once(tmp_path: Path) -> None:
+    path, log, out = tmp_path / "metrics.jsonl", tmp_path / "faults.jsonl", io.StringIO()
+    faults.note(log, "learners failed", error="of the part of the run that is resumed")
+    progress = Progress(path, 9, out, log)
+    faults.note(log, "generator failed", ticket=7, error="it hung: killed after 120 s")
+    faults.note(log, "replayed differently", was={}, now={})
+    write(path, 1)
+    progress.close()
+    assert out.getvalue().splitlines() == [
+        "generator failed in ticket 7 (it hung: killed after 120 s); the run goes on where it can",
+        "replayed differently; the run goes on where it can",
+        "step 1/9  loss 3.000",
+    ]
