@@ -29,7 +29,7 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's own name
 
 from harness import IN_RUN, RESTARTED, Run  # noqa: E402
 
-from genray import checkpoint  # noqa: E402
+from genray import checkpoint, records  # noqa: E402
 
 AHEAD = 20
 """Steps beyond the fault that tell a recovered run: more than the look-ahead holds."""
@@ -78,7 +78,7 @@ def trials(storage: Path, faults: dict[str, Callable[[Run], Any]], count: int, a
 
 def sequence(run: Run) -> dict[str, int]:
     """Steps of the run, and how many of them were left out, came twice or saw something else than they must."""
-    found = run.batches()
+    found = records.read(run.path / "batches.jsonl")
     seen = [line["step"] for line in found]
     expected = {line["step"]: line for line in run.expected(max(seen))}
     return {
@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--parts", nargs="+", default=["slow", "in-run", "restarted", "goodput"])
     arguments = parser.parse_args()
-    records: list[dict[str, Any]] = []
+    done: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as directory:
         storage = Path(directory)
         parts = {
@@ -169,9 +169,9 @@ def main() -> None:
         }
         for part in arguments.parts:
             for record in parts[part]():
-                records.append(record)
+                done.append(record)
                 print(json.dumps(record), flush=True)
-                arguments.out.write_text(json.dumps(report(records), indent=2) + "\n")
+                arguments.out.write_text(json.dumps(report(done), indent=2) + "\n")
 
 
 def report(records: list[dict[str, Any]]) -> dict[str, Any]:

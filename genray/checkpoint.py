@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genray.course import Place
-from genray.rundir import write_atomically
+from genray.rundir import RunDirectory, last_record, write_atomically
 
 if TYPE_CHECKING:
     import torch
@@ -71,11 +71,9 @@ def last(run_directory: Path) -> Path | None:
     """The committed checkpoint of a run that is furthest on, of those that are whole; None where there is none.
 
     Committed are those in Ray Train's list: the reports before them have been recorded too. Where there is no list,
-    all are.
+    it is those that follow upon the last record.
     """
-    listed = _names(run_directory / RAY_STATE)
-    found = (file for file in run_directory.glob(f"checkpoint_*/{PLACE}") if not listed or file.parent.name in listed)
-    return next((file.parent for file in sorted(found, key=_step, reverse=True) if is_whole(file.parent)), None)
+    return next((path for path in reversed(_committed(run_directory)) if is_whole(path)), None)
 
 
 def tidy(run_directory: Path, keep: int) -> list[Path]:
@@ -84,19 +82,25 @@ def tidy(run_directory: Path, keep: int) -> list[Path]:
     Returns:
         The checkpoints that were not whole, which are gone.
     """
-    directories = (path for path in run_directory.glob("checkpoint_*") if path.is_dir())
-    found = sorted(directories, key=lambda path: _step(path / PLACE))
+    found = [path for path in run_directory.glob("checkpoint_*") if path.is_dir()]
     broken = [path for path in found if not is_whole(path)]
-    whole = [path for path in found if path not in broken]
     snapshot = run_directory / RAY_STATE
-    if not _names(snapshot) <= {path.name for path in whole}:
+    if not _names(snapshot) <= {path.name for path in found if path not in broken}:
         snapshot.unlink()
-    listed = _names(snapshot)
-    kept = [path for path in whole if path.name in listed] if listed else whole[-keep:]
+    kept = [path for path in _committed(run_directory) if path not in broken][-keep:]
+    kept += [path for path in found if path.name in _names(snapshot)]
     for path in found:
         if path not in kept:
             shutil.rmtree(path)
     return broken
+
+
+def _committed(run_directory: Path) -> list[Path]:
+    listed = _names(run_directory / RAY_STATE)
+    recorded = last_record(RunDirectory(run_directory).metrics).get("step", 0)
+    found = [file.parent for file in run_directory.glob(f"checkpoint_*/{PLACE}")]
+    found = [path for path in found if (path.name in listed if listed else _follows(path, recorded))]
+    return sorted(found, key=_step)
 
 
 def restore(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Place, Open]:
@@ -122,11 +126,20 @@ def _checksum(path: Path) -> list[int]:
     return [length, checksum]
 
 
-def _step(file: Path) -> int:
+def _step(directory: Path) -> int:
     try:
-        return int(json.loads(file.read_text())["place"]["step"])
+        return int(json.loads((directory / PLACE).read_text())["place"]["step"])
     except (OSError, ValueError, KeyError, TypeError):
         return -1
+
+
+def _follows(directory: Path, recorded: int) -> bool:
+    """Whether all steps before a checkpoint's open window are recorded."""
+    try:
+        steps = int(json.loads((directory / PLACE).read_text())["window"]["steps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return _step(directory) - steps <= recorded
 
 
 def _names(snapshot: Path) -> set[str]:

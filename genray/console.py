@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from genray import faults
 from genray.tracking import Record, tail
 
 
@@ -55,11 +56,11 @@ def told(fault: dict[str, Any]) -> str:
     """One line of faults.jsonl in words.
 
     >>> told({"fault": "generator failed", "ticket": 7, "error": "it hung: killed after 120 s"})
-    'generator failed in ticket 7 (it hung: killed after 120 s); the run goes on where it can'
+    'generator failed in ticket 7: it hung: killed after 120 s'
     """
     ticket = f" in ticket {fault['ticket']}" if "ticket" in fault else ""
-    error = f" ({fault['error']})" if "error" in fault else ""
-    return f"{fault['fault']}{ticket}{error}; the run goes on where it can"
+    error = f": {fault['error']}" if "error" in fault else ""
+    return f"{fault['fault']}{ticket}{error}"
 
 
 def clock(seconds: float) -> str:
@@ -85,7 +86,7 @@ class Progress:
     def __init__(self, path: Path, steps: int, out: TextIO | None = None, log: Path | None = None) -> None:
         self._path, self._steps, self._out = path, steps, out or sys.stderr
         self._start = path.stat().st_size if path.exists() else 0
-        self._log, self._told = log, len(faults.lines(log)) if log else 0
+        self._log, self._told = log, log.stat().st_size if log and log.exists() else 0
         self._terminal = self._out.isatty()
         self._bar = "━" if "utf" in (self._out.encoding or "").lower() else "="
         self._lock = threading.Lock()
@@ -132,9 +133,16 @@ class Progress:
                 self._draw(waiting or self._last)
 
     def _tell_faults(self) -> None:
-        for fault in faults.lines(self._log)[self._told :] if self._log else ():
-            self._told += 1
-            self.say(told(fault))
+        if self._log is None or not self._log.exists():
+            return
+        with self._log.open("rb") as file:
+            file.seek(self._told)
+            data = file.read()
+        complete = data[: data.rfind(b"\n") + 1]
+        self._told += len(complete)
+        for line in complete.splitlines():
+            with suppress(ValueError):  # cut short by a full disk
+                self.say(told(json.loads(line)))
 
     def _filled(self, step: int, width: int = 20) -> str:
         done = min(width, width * step // self._steps)

@@ -7,8 +7,6 @@ the one that dies.
 
 from __future__ import annotations
 
-import json
-import os
 import socket
 import time
 from collections import Counter
@@ -18,40 +16,50 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from genray import processes, records
 from genray.generators import BadImages
 from genray.settings import UserError
 
 DIED = "it died without a word: killed, out of memory, or its node was lost"
 
 
+class NotCounted(Exception):
+    """An attempt was not made because it could not have been counted: the run's directory cannot be written."""
+
+
 class TicketFailed(Exception):
     """A ticket failed in each of the processes that tried it."""
 
 
+class StartFailed(Exception):
+    """Generators died while they were loaded, again and again."""
+
+
 def note(log: Path, fault: str, **facts: Any) -> None:
-    """Append one line to a run's faults.jsonl; several processes may."""
-    line = json.dumps({"time": time.time(), "fault": fault, "host": socket.gethostname(), **facts}) + "\n"
-    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(descriptor, line.encode())  # one call, so that lines of several writers do not mix
-    finally:
-        os.close(descriptor)
+    """Append one line to a run's faults.jsonl."""
+    records.append(log, {"time": time.time(), "fault": fault, "host": socket.gethostname(), **facts})
 
 
 def counts(log: Path) -> dict[str, int]:
     """How often each kind of fault is in a run's faults.jsonl."""
-    return dict(Counter(record["fault"] for record in lines(log)))
+    return dict(Counter(record["fault"] for record in records.read(log)))
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    """The whole records of a file of JSON lines; those that a killed writer left unfinished are left out."""
-    found = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found
+@contextmanager
+def starting(file: Path, log: Path, most: int) -> Iterator[None]:
+    """The start of a generator on this machine; what dies within it would be started by Ray without end.
+
+    Raises:
+        StartFailed: so many processes have died in their start since the last one that was ready.
+    """
+    dead = [line for line in records.read(file) if not processes.Process(**line).runs()]
+    if len(dead) >= most:
+        raise StartFailed(f"a generator died in each of its last {len(dead)} starts, without an error of its own")
+    if dead:
+        note(log, "generator failed", error="it died while it was loaded")
+    processes.note(file, "generator")
+    yield
+    file.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -79,14 +87,18 @@ class Attempts:
 
         Raises:
             TicketFailed: this was the last attempt, or there were enough before.
+            NotCounted: the directory cannot be written.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / f"{position}.jsonl"
-        errors = self._errors(path)
-        if errors and "noted" not in errors[-1]:  # it ended without the chance to say so itself
-            note(self.log, "generator failed", ticket=ticket, error=errors[-1]["error"])
-        self._stop_after(ticket, errors)
-        note(path, "begun")
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            errors = self._errors(path)
+            if errors and "noted" not in errors[-1]:  # it ended without the chance to say so itself
+                note(self.log, "generator failed", ticket=ticket, error=errors[-1]["error"])
+            self._stop_after(ticket, errors)
+            note(path, "begun")
+        except OSError as error:
+            raise NotCounted(f"attempts at ticket {ticket} cannot be counted in {self.directory}: {error}") from error
         try:
             yield path
         except UserError:
@@ -102,7 +114,7 @@ class Attempts:
     def _errors(self, path: Path) -> list[dict[str, Any]]:
         """One error for each attempt that is over."""
         found: list[dict[str, Any]] = []
-        for line in lines(path):
+        for line in records.read(path):
             if line["fault"] == "failed":
                 found[-1:] = [line]
             elif self.deaths:

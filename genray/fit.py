@@ -15,7 +15,7 @@ from importlib.metadata import version
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from genray import cluster, faults, processes
+from genray import cluster, faults, processes, records
 from genray.config import Config
 from genray.console import Progress
 from genray.course import Course, Place
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 CLOSING_S = 60  # for MLflow to take what is left
+START_TIMEOUT_S = 600
+"""Seconds that learners wait for their place in the cluster before that counts as a failed start."""
+STARTS = 100
+"""Failed starts of the learners that are survived: 100 are more than half a day of waiting for nodes."""
 PACKAGES = ("genray", "ray", "torch", "torchvision", "timm", "mlflow", "numpy")
 
 
@@ -136,14 +140,13 @@ def _fit(
                 if not placement.startswith("fits"):
                     progress.say(placement)
                 progress.phase("starting generators and learners")
-                returned = stopping.while_training(lambda: _train(config, plan, run, progress.say))
-                if refused := returned.get("refused"):
-                    raise UserError(refused)
+                returned = stopping.while_training(lambda: _train(config, plan, run, stopping))
                 if "stopped" in returned:
                     raise Asked(stopping.number or signal.SIGTERM)
                 hardware = cluster.hardware()
         report = _report(config, run, marks | returned["marks"], returned["probes"])
         report |= {"hardware": hardware, "mlflow": tracker.url()}
+        run.undelivered.touch()  # until MLflow has all
         write_atomically(run.report, json.dumps(report, indent=2) + "\n")
         _deliver(tracker, run, report)
         status = "FINISHED"
@@ -205,7 +208,7 @@ def _close(
         run.undelivered.unlink(missing_ok=True)
 
 
-def _train(config: Config, plan: Plan, run: RunDirectory, say: Callable[[str], None]) -> dict[str, Any]:
+def _train(config: Config, plan: Plan, run: RunDirectory, stopping: Stopping) -> dict[str, Any]:
     """What rank 0 returned. Ray Train restarts its learners; its controller, if it dies, is started again here."""
     import ray.exceptions
     import ray.train
@@ -216,15 +219,17 @@ def _train(config: Config, plan: Plan, run: RunDirectory, say: Callable[[str], N
     while True:
         try:
             return cast("dict[str, Any]", _trainer(config, plan, run).fit().return_value)
-        except ray.train.TrainingFailedError as error:
-            raise _cause(error) from error
-        except ray.exceptions.RayActorError as error:
+        except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
+            # One of Ray's own actors may die, or a learner while the others are being started.
+            cause = getattr(error, "controller_failure", error)
+            if stopping.over or not isinstance(cause, ray.exceptions.RayError):
+                raise _cause(error) from error
             last = checkpoint.last(run.path)
             reached, deaths = last, deaths + 1 if last == reached else 1
-            faults.note(run.faults, "controller died", error=str(error).splitlines()[0])
+            faults.note(run.faults, "controller failed", error=str(cause).splitlines()[0])
             if deaths > config.learners.max_failures:
-                raise RunFailed(f"Ray Train's controller died {deaths} times without a new checkpoint") from error
-            say("Ray Train's controller died; it is started again")
+                raise RunFailed(f"Ray Train's controller failed {deaths} times without a new checkpoint") from error
+            checkpoint.tidy(run.path, config.learners.keep)  # it may have died while it wrote its list
 
 
 def _trainer(config: Config, plan: Plan, run: RunDirectory) -> TorchTrainer:
@@ -236,6 +241,7 @@ def _trainer(config: Config, plan: Plan, run: RunDirectory) -> TorchTrainer:
     from genray.train import train_loop
 
     learners = config.learners
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(START_TIMEOUT_S)
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(learners.hang_timeout_s)
     stream.prepare_context(plan)
     return TorchTrainer(
@@ -254,7 +260,10 @@ def _trainer(config: Config, plan: Plan, run: RunDirectory) -> TorchTrainer:
         run_config=ray.train.RunConfig(
             name=config.name,
             storage_path=str(run.path.parent),
-            failure_config=ray.train.FailureConfig(max_failures=-1),  # the recorder counts those without progress
+            failure_config=ray.train.FailureConfig(
+                max_failures=-1,  # the recorder counts those without progress
+                controller_failure_limit=STARTS,
+            ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=learners.keep),
             callbacks=[Recorder(run.path, learners.max_failures)],
         ),
@@ -275,10 +284,10 @@ def _cause(error: BaseException) -> Exception:
 def _report(
     config: Config, run: RunDirectory, marks: dict[str, float], probes: dict[str, dict[str, float]]
 ) -> dict[str, Any]:
-    records = [json.loads(line) for line in run.metrics.read_text().splitlines() if line.startswith("{")]
+    found = records.read(run.metrics)
 
     def median(key: str) -> float | None:
-        values = [record[key] for record in records if key in record]
+        values = [record[key] for record in found if key in record]
         return round(statistics.median(values), 4) if values else None
 
     return {
@@ -286,7 +295,7 @@ def _report(
         "directory": str(run.path),
         "probes": probes,
         "steps": config.training.steps,
-        "loss": records[-1]["loss"] if records else None,
+        "loss": found[-1]["loss"] if found else None,
         **{key: median(key) for key in ("images_per_s", "data_wait", "generator_busy", "view_age_s")},
         "faults": faults.counts(run.faults),
         "seconds_to_first_step": _durations(marks),

@@ -191,12 +191,14 @@ class Learner:
         column = batch["anchor" if self.config.objective.kind == "simclr" else "label"]
         return torch.from_numpy(column).to(self.device)
 
-    def train(self, blocks: Iterator[Block], asked: Callable[[int], Wish] = lambda step: "go on") -> Iterator[Report]:
+    def train(
+        self, blocks: Iterator[Block], asked: Callable[[Place], Wish] = lambda place: "go on"
+    ) -> Iterator[Report]:
         """Consume the stream to the end of the run, yielding a report where one is due.
 
         Args:
             blocks: this learner's portions of the course that begins at `self.place`.
-            asked: what is asked of the learners after this step, the same for all of them.
+            asked: what is asked of the learners where they stand after a step, the same for all of them.
 
         Raises:
             OutOfOrder: a block is not the portion that is next.
@@ -229,7 +231,7 @@ class Learner:
                         self._stop_if(bad_ticket)
                         yield Report(self._record(step, window, embeddings), None)
                         window = Window()
-                    wish = asked(step)
+                    wish = asked(self.place)
                     between = not self.place.num_workers and step - saved >= training.checkpoint_every
                     if between or wish != "go on" or step == plan.steps:
                         self._stop_if(bad_ticket)

@@ -5,7 +5,6 @@ An id alone may belong to another program by then; with the start time and the b
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -13,7 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from genray.faults import lines
+from genray import records
 
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 GONE_WITHIN_S = 10.0
@@ -42,8 +41,7 @@ class Process:
 def note(file: Path, role: str, pid: int | None = None) -> None:
     """Add a process to the file; this one where no id is given."""
     if found := Process.of(pid or os.getpid(), role):
-        with file.open("a") as out:
-            out.write(json.dumps(asdict(found)) + "\n")
+        records.append(file, asdict(found))
 
 
 def below(pid: int) -> list[int]:
@@ -59,7 +57,7 @@ def below(pid: int) -> list[int]:
 
 def end_left_over(file: Path) -> list[Process]:
     """Kill those in the file that are still alive, wait until they are gone, and forget all; returns the killed."""
-    left = {Process(**line) for line in lines(file)}
+    left = {Process(**line) for line in records.read(file)}
     killed = sorted((found for found in left if found.pid != os.getpid() and found.runs()), key=lambda p: p.pid)
     for found in killed:
         with suppress(ProcessLookupError, PermissionError):

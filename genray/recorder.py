@@ -5,7 +5,6 @@ Ray Train runs it in its controller, on the driver's node; the driver follows th
 
 from __future__ import annotations
 
-import json
 import time
 import traceback
 from collections import OrderedDict
@@ -14,14 +13,14 @@ from typing import Any
 
 from ray.train import Checkpoint, UserCallback
 
-from genray import faults, processes
+from genray import faults, processes, records
 from genray.rundir import RunDirectory, last_record
-from genray.settings import reason_in
+from genray.settings import UserError, reason_in
 
 REMEMBERED = 20_000
 """Steps that a repetition is compared with."""
 
-HOPELESS = ("NotFinite", "OutOfOrder", "TicketFailed")
+HOPELESS = ("NotFinite", "OutOfOrder", "StartFailed", "TicketFailed")
 
 
 class Hopeless(Exception):
@@ -46,6 +45,7 @@ class Recorder(UserCallback):
         self.failures = 0
         self.steps: OrderedDict[int, dict[str, Any]] = OrderedDict()
         self.written = 0
+        self.differed = False
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         if self.reached is None:
@@ -59,10 +59,12 @@ class Recorder(UserCallback):
         if metrics[0]["step"] <= self.reached:
             return  # learners that restarted from a checkpoint repeat it
         self.reached = metrics[0]["step"]
-        _append(self.run.metrics, {"time": time.time(), **merged(metrics)})
+        records.append(self.run.metrics, {"time": time.time(), **merged(metrics)})
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Note a failure, and end the run where another start of the learners would only meet it again."""
+        if any(map(_preempted, worker_exceptions.values())):
+            return  # told at each poll until the last learner is gone; the checkpoints were written before
         self.failures += 1
         # An error that was raised in a learner comes without its traceback, and its text alone does not name it.
         errors = ["".join(traceback.format_exception_only(error)) for error in worker_exceptions.values()]
@@ -70,6 +72,8 @@ class Recorder(UserCallback):
         told = reasons[0].message if reasons else _last_line(errors[0])
         faults.note(self.run.faults, "learners failed", ranks=sorted(worker_exceptions), error=told)
         for reason in reasons:
+            if reason.mendable:
+                raise UserError(reason.message)
             if reason.name in HOPELESS:
                 raise Hopeless(reason.message)
         if self.failures > self.max_failures:
@@ -82,7 +86,7 @@ class Recorder(UserCallback):
         for path in (self.run.metrics, self.run.batches):
             _drop_half_line(path)
         self.reached = last_record(self.run.metrics).get("step", -1)
-        self.steps = OrderedDict((line["step"], line) for line in faults.lines(self.run.batches)[-REMEMBERED:])
+        self.steps = OrderedDict((line["step"], line) for line in records.read(self.run.batches)[-REMEMBERED:])
         self.written = max(self.steps, default=0)
 
     def _record_batches(self, batches: list[dict[str, Any]]) -> None:
@@ -95,13 +99,14 @@ class Recorder(UserCallback):
             before = self.steps.get(line["step"])
             if line["step"] > self.written or (before and _shared(before) != _shared(line)):
                 new.append(line)
-            elif before and before != line:
+            elif before and before != line and not self.differed:
+                self.differed = True  # other hardware would say so at each step
                 faults.note(self.run.faults, "replayed differently", was=before, now=line)
         self.steps.update((line["step"], line) for line in new)
         self.written = max([self.written, *(line["step"] for line in new)])
         while len(self.steps) > REMEMBERED:
             self.steps.popitem(last=False)
-        _append(self.run.batches, *new)
+        records.append(self.run.batches, *new)
 
 
 def _shared(line: dict[str, Any]) -> tuple[int, list[int]]:
@@ -119,9 +124,9 @@ def merged(metrics: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _append(path: Path, *records: dict[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write("".join(json.dumps(record) + "\n" for record in records))
+def _preempted(error: Exception) -> bool:
+    """Whether a learner died with a node that had given notice."""
+    return bool(getattr(getattr(error, "health_check_failure", error), "preempted", False))
 
 
 def _last_line(text: str) -> str:

@@ -17,8 +17,8 @@ WITHIN_S = 60.0
 """Seconds that the learners get to come to a step's end and write a checkpoint."""
 
 
-class Asked(Exception):
-    """This process was asked to end, and does not wait for the training any longer."""
+class Asked(BaseException):
+    """This process was asked to end, and does not wait any longer; like KeyboardInterrupt no error."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -84,12 +84,18 @@ class Stopping:
             raise failed[0]
         return found[0]
 
+    @property
+    def over(self) -> bool:
+        """Whether nobody waits for the training any longer."""
+        return self._phase == "after"
+
     def _take(self) -> None:
         for number in SIGNALS:
             signal.signal(number, self._asked)
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
         if self._phase == "before":
+            self.number, self._phase = number, "after"
             raise Asked(number)
         if self._phase == "after":  # Ray is being shut down, which must not be broken off, but may be cut short
             if self.number is not None:

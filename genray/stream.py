@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ import numpy as np
 from genray import processes
 from genray.config import Config
 from genray.course import Course
-from genray.faults import Attempts, TicketFailed
+from genray.faults import Attempts, NotCounted, TicketFailed, starting
 from genray.plan import MIB, Plan
 from genray.rundir import RunDirectory
 from genray.settings import UserError
@@ -48,24 +49,31 @@ class PoolGenerator:
         processes.note(run.processes, "generator")
         self.attempts = Attempts(run.attempts / execution, run.faults, self.config.max_attempts, deaths=True)
         self.watchdog = Watchdog()
-        self.longest = 0.0
-        with self.watchdog.over(self.config.start_timeout_s):
+        self.warm, self.longest = False, 0.0
+        begun = run.attempts / execution / f"starting-{socket.gethostname()}.jsonl"
+        begun.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            starting(begun, run.faults, self.config.max_attempts),
+            self.watchdog.over(self.config.start_timeout_s),
+        ):
             # An actor that asked for no GPU may see one all the same.
             self.renderer = Renderer(config, None if self.config.num_gpus else "cpu")
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Block:
         positions = self.course.positions(int(batch["id"][0]))
-        limit = max(self.config.ticket_timeout_s, PATIENCE * self.longest)
-        if not self.longest:
-            limit = max(limit, self.config.start_timeout_s)  # the first may compile
+        # The first may compile.
+        limit = PATIENCE * self.longest if self.warm else self.config.start_timeout_s
+        limit = max(self.config.ticket_timeout_s, limit)
         try:
             with self.attempts.at(*self.course.plan.ticket_at(positions)) as file, self.watchdog.over(limit, file):
                 block = self.renderer.block(positions)
-        except (TicketFailed, UserError):
+        except (NotCounted, TicketFailed, UserError):
             raise
         except Exception:
             os.kill(os.getpid(), signal.SIGKILL)
-        self.longest = max(self.longest, float(block["render_s"][0]))
+        if self.warm:
+            self.longest = max(self.longest, float(block["render_s"][0]))
+        self.warm = True
         return block
 
 

@@ -16,9 +16,9 @@ from ray.train.collective import barrier, broadcast_from_rank_zero
 
 from genray import processes, stream
 from genray.config import Config
-from genray.course import Course
+from genray.course import Course, Place
+from genray.plan import Plan
 from genray.rundir import RunDirectory
-from genray.settings import UserError, reason_in
 from genray.views import Block
 
 if TYPE_CHECKING:
@@ -36,28 +36,22 @@ def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         Rank 0's `marks` (when what happened, unix seconds) and `probes` (the final ones), nothing for the others; or
-        `stopped`, the step at which the run was asked to stop; or `refused`, what the user must mend: raised here, it
-        would only be tried again.
+        `stopped`, the step at which the run was asked to stop.
     """
     started, config = time.time(), arguments["config"]
     context, run = ray.train.get_context(), RunDirectory.of(config)
     rank, world = context.get_world_rank(), context.get_world_size()
     processes.note(run.processes, f"learner {rank}")
-    try:
-        with ThreadPoolExecutor(1) as beside:
-            first = beside.submit(_pool_blocks, config)  # generators start while this process imports torch
-            learner = _learner(config, rank, world)
-            blocks = first.result()
-        if config.generators.mode == "inline":
-            blocks = stream.rendered_here(config, Course(learner.plan, learner.place), rank, learner.device)
-    except Exception as error:
-        if isinstance(error, UserError):
-            return {"refused": str(error)}
-        if (reason := reason_in(str(error))) and reason.mendable:  # of a generator
-            return {"refused": reason.message}
-        raise
+    with ThreadPoolExecutor(1) as beside:
+        first = beside.submit(_pool_blocks, config)  # generators start while this process imports torch
+        learner = _learner(config, rank, world)
+        blocks = first.result()
+    if config.generators.mode == "inline":
+        blocks = stream.rendered_here(config, Course(learner.plan, learner.place), rank, learner.device)
     judge = _judge(learner)
-    asked = Asked(run, learner.place.step)
+    asked = Asked(run, learner.plan, learner.place.step)
+    if world > 1:
+        barrier()  # from here on the collective operations of torch have a time limit
     for record, place in learner.train(_drawn(_together(blocks, world), learner), asked):
         if judge and record and record["step"] % config.probe.every == 0:
             record["knn"] = judge(learner.features)
@@ -79,26 +73,30 @@ def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 class Asked:
-    """What is asked of the learners after a step, looked up every few seconds and at the same step on all of them.
+    """What is asked of the learners after a step, looked up at the same steps on all of them.
+
+    That is every few seconds, and once for each block at the least, since waiting for one may take long.
 
     The run is stopped where its directory has a `stop` file. Where a node of the learners is about to be taken away,
     checkpoints are written until it is: Ray Train then starts the learners again without it.
     """
 
-    def __init__(self, run: RunDirectory, step: int):
-        self.run, self.rank = run, ray.train.get_context().get_world_rank()
+    def __init__(self, run: RunDirectory, plan: Plan, step: int):
+        self.run, self.plan, self.rank = run, plan, ray.train.get_context().get_world_rank()
         self.next = step + 1
         self.seen, self.at = step, time.monotonic()
 
-    def __call__(self, step: int) -> Wish:
-        if step < self.next:
+    def __call__(self, place: Place) -> Wish:
+        if place.step < self.next:
             return "go on"
         preempted = ray.train.get_preemption_info() is not None
-        wish, self.next = broadcast_from_rank_zero(self._wish(step, preempted) if self.rank == 0 else None)
+        wish, later = broadcast_from_rank_zero(self._wish(place.step, preempted) if self.rank == 0 else None)
+        left = self.plan.ticket_batches * place.num_workers - place.batch  # of the blocks that the learners have
+        self.next = min(later, place.step + left + 1)
         return wish
 
     def _wish(self, step: int, preempted: bool) -> tuple[Wish, int]:
-        """For all learners: what to do now, and the step after which to ask again."""
+        """For all learners: what to do now, and the step after which to ask again if no new block comes first."""
         now = time.monotonic()
         per_step = (now - self.at) / (step - self.seen)
         self.seen, self.at = step, now

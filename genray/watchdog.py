@@ -59,11 +59,11 @@ def main() -> None:
             deadline = time.monotonic() + message["limit_s"] if message else None
     if os.getppid() != watched:
         return
+    os.kill(watched, signal.SIGKILL)
     if message["file"]:
         error = f"it hung: killed after {message['limit_s']:g} s"
-        with suppress(OSError), open(message["file"], "a") as file:  # on a full disk it is killed all the same
+        with suppress(OSError), open(message["file"], "a") as file:
             file.write(json.dumps({"time": time.time(), "fault": "failed", "error": error}) + "\n")
-    os.kill(watched, signal.SIGKILL)
 
 
 if __name__ == "__main__":

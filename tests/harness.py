@@ -10,14 +10,15 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from genray import faults
+from genray import records
 from genray.config import Config
 from genray.configure import build
 from genray.course import Course, Place
@@ -60,13 +61,16 @@ SETTINGS: dict[str, Any] = {
 class Run:
     """One run by name; it may be started, hurt, stopped and started again."""
 
+    started: ClassVar[list[Run]] = []
+    """Runs whose processes may still be there."""
+
     def __init__(self, storage: Path, name: str, slow_s: float = 0.02, **changes: dict[str, Any]):
         self.path, self.orders = storage / name, storage / f"{name}-orders"
         self.orders.mkdir(parents=True, exist_ok=True)
         values = {key: {**SETTINGS.get(key, {}), **changes.get(key, {})} for key in SETTINGS | changes}
         values["generator"]["options"] = {"orders": str(self.orders), "slow_s": slow_s}
         self.values = {"name": name, "storage_path": str(storage), **values}
-        self.file = storage / f"{name}.json"
+        self.file, self.output = storage / f"{name}.json", storage / f"{name}.out"
         self.process: subprocess.Popen[str] | None = None
         self.root: int | None = None
         """The process that all of the run's are below, where it is not the driver."""
@@ -81,12 +85,15 @@ class Run:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "genray.cli", "train", str(self.file), *overrides],
             start_new_session=True,
-            stdout=subprocess.PIPE,
+            stdout=self.output.open("w"),  # a pipe that nobody reads would hold it up
             stderr=subprocess.STDOUT,
             text=True,
             # A report is taken at a poll of the controller; these runs report every few milliseconds.
             env={**os.environ, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", **environment},
         )
+
+        if self not in Run.started:
+            Run.started.append(self)
 
     def order(self, fault: str, times: int = 1) -> None:
         """Have the generator misbehave in its next calls; see `faulty.Faulty`."""
@@ -95,10 +102,10 @@ class Run:
     def step(self) -> int:
         """The last step that is recorded."""
         file = self.path / "batches.jsonl"
-        return int(faults.lines(file)[-1]["step"]) if file.exists() and file.stat().st_size else 0
+        return int(records.read(file)[-1]["step"]) if file.exists() and file.stat().st_size else 0
 
     def faults(self) -> list[dict[str, Any]]:
-        return faults.lines(self.path / "faults.jsonl")
+        return records.read(self.path / "faults.jsonl")
 
     def wait_for(self, what: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
         """What it returns, once that is true; the run must live until then."""
@@ -150,11 +157,12 @@ class Run:
     def kill_everything(self) -> None:
         """SIGKILL of the driver and all that is below it."""
         assert self.process is not None
-        for pid in [self.process.pid, *self.tree()]:
-            try:
+        if self.process.poll() is not None:
+            return
+        tree = self.tree() if self.root is None else {}
+        for pid in [self.process.pid, *tree]:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
         self.end()
 
     def kill_driver(self) -> None:
@@ -166,7 +174,8 @@ class Run:
     def end(self, patience_s: float = PATIENCE_S) -> str:
         """Wait for the driver's end; returns what it said."""
         assert self.process is not None
-        self.said, _ = self.process.communicate(timeout=patience_s)
+        self.process.wait(patience_s)
+        self.said = self.output.read_text()
         return self.said
 
     def stop(self) -> int:
@@ -178,25 +187,25 @@ class Run:
 
     def batches(self) -> list[dict[str, Any]]:
         """The last line of each step."""
-        return list({line["step"]: line for line in faults.lines(self.path / "batches.jsonl")}.values())
+        return list({line["step"]: line for line in records.read(self.path / "batches.jsonl")}.values())
 
     def metrics(self) -> list[dict[str, Any]]:
-        return faults.lines(self.path / "metrics.jsonl")
+        return records.read(self.path / "metrics.jsonl")
 
     def assert_exact(self, losses: bool = True) -> int:
         """That every step showed what the seed says it must, once and in order, and learned from it; returns steps."""
         found = self.batches()
         expected = list(self.expected(len(found)))
-        assert found == faults.lines(self.path / "batches.jsonl")
+        assert found == records.read(self.path / "batches.jsonl")
         assert [line["step"] for line in found] == list(range(1, len(found) + 1))
         assert found == expected
         assert not [fault for fault in self.faults() if fault["fault"] == "replayed differently"]
-        records = self.metrics()
+        metrics = self.metrics()
         every = self.config.training.log_every
-        assert [record["step"] for record in records] == list(range(every, every * len(records) + 1, every))
+        assert [record["step"] for record in metrics] == list(range(every, every * len(metrics) + 1, every))
         if losses:
-            reference = self.losses(records[-1]["step"])
-            np.testing.assert_allclose([record["loss"] for record in records], reference, rtol=1e-3)
+            reference = self.losses(metrics[-1]["step"])
+            np.testing.assert_allclose([record["loss"] for record in metrics], reference, rtol=1e-3)
         return len(found)
 
     def expected(self, steps: int) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from collections.abc import Callable
@@ -103,6 +104,10 @@ def written(run: Path, step: int) -> Path:
     return directory
 
 
+def record(run: Path, step: int) -> None:
+    (run / "metrics.jsonl").write_text(json.dumps({"step": step, "time": 1.0}) + "\n")
+
+
 def cut_short(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
 
@@ -118,6 +123,7 @@ def change_a_bit(file: Path) -> None:
 def test_a_checkpoint_that_is_not_whole_is_passed_over(
     name: str, spoil: Callable[[Path], None], tmp_path: Path
 ) -> None:
+    record(tmp_path, 12)
     for step in (4, 8, 12):
         written(tmp_path, step)
     assert checkpoint.last(tmp_path) == tmp_path / "checkpoint_12"
@@ -142,6 +148,7 @@ def test_a_list_of_checkpoints_that_ray_train_could_not_start_from_is_dropped(
 ) -> None:
     snapshot = tmp_path / checkpoint.RAY_STATE
     snapshot.write_text(listed)
+    record(tmp_path, 8)
     for step in (4, 8):
         written(tmp_path, step)
     checkpoint.tidy(tmp_path, keep=1)
@@ -149,3 +156,15 @@ def test_a_list_of_checkpoints_that_ray_train_could_not_start_from_is_dropped(
     (kept,) = (path for path in tmp_path.glob("checkpoint_*") if path.is_dir())
     assert kept.name == ("checkpoint_4" if stays else "checkpoint_8")  # what is not in a sound list is not committed
     assert checkpoint.last(tmp_path) == kept
+
+
+def test_a_checkpoint_ahead_of_the_records_is_not_committed(tmp_path: Path) -> None:
+    """Its run was killed before what was recorded up to it was written; the steps would be missing."""
+    written(tmp_path, 4)
+    written(tmp_path, 8)
+    record(tmp_path, 4)
+    assert checkpoint.last(tmp_path) == tmp_path / "checkpoint_4"
+    record(tmp_path, 8)
+    assert checkpoint.last(tmp_path) == tmp_path / "checkpoint_8"
+    (tmp_path / checkpoint.RAY_STATE).write_text('{"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_4"}]}')
+    assert checkpoint.last(tmp_path) == tmp_path / "checkpoint_4"

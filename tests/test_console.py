@@ -117,7 +117,7 @@ def test_new_faults_are_told_once(tmp_path: Path) -> None:
     write(path, 1)
     progress.close()
     assert out.getvalue().splitlines() == [
-        "generator failed in ticket 7 (it hung: killed after 120 s); the run goes on where it can",
-        "replayed differently; the run goes on where it can",
+        "generator failed in ticket 7: it hung: killed after 120 s",
+        "replayed differently",
         "step 1/9  loss 3.000",
     ]

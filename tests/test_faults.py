@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from genray import faults
+from genray import faults, records
 from genray.faults import DIED, Attempts, TicketFailed
 from genray.generators import BadImages
 from genray.settings import UserError
@@ -49,7 +49,7 @@ def hang(found: Attempts) -> None:
 
 
 def told(log: Path) -> list[str]:
-    return [line["error"] for line in faults.lines(log)]
+    return [line["error"] for line in records.read(log)]
 
 
 def test_a_fault_is_a_line_with_its_time_and_its_host(log: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_fault_is_a_line_with_its_time_and_its_host(log: Path) -> None:
     }
     assert abs(first["time"] - time.time()) < 60
     assert second["fault"] == "other"
-    assert faults.lines(log) == [first, second]
+    assert records.read(log) == [first, second]
 
 
 def test_lines_of_several_writers_do_not_mix(log: Path) -> None:
@@ -77,7 +77,7 @@ def test_lines_of_several_writers_do_not_mix(log: Path) -> None:
         list(pool.map(write, range(4)))
     assert faults.counts(log) == {str(writer): 200 for writer in range(4)}
     for writer in range(4):
-        numbers = [line["number"] for line in faults.lines(log) if line["fault"] == str(writer)]
+        numbers = [line["number"] for line in records.read(log) if line["fault"] == str(writer)]
         assert numbers == list(range(200))
 
 
@@ -94,7 +94,7 @@ def test_an_attempt_that_succeeds_leaves_nothing(log: Path) -> None:
     found = attempts(log)
     with found.at(TICKET, POSITION) as path:
         assert path == file_of(found)
-        assert [line["fault"] for line in faults.lines(path)] == ["begun"]
+        assert [line["fault"] for line in records.read(path)] == ["begun"]
     assert list(found.directory.iterdir()) == []
     assert not log.exists()
 
@@ -109,7 +109,7 @@ def test_a_ticket_is_tried_so_often_and_each_error_is_noted_once(log: Path) -> N
     assert str(error.value) == "ticket 3 failed in 3 fresh processes; the last error: RuntimeError: 3"
     assert error.value.__cause__ is last
     assert told(log) == ["RuntimeError: 1", "RuntimeError: 2", "RuntimeError: 3"]
-    assert {(line["fault"], line["ticket"]) for line in faults.lines(log)} == {("generator failed", TICKET)}
+    assert {(line["fault"], line["ticket"]) for line in records.read(log)} == {("generator failed", TICKET)}
 
 
 def test_a_single_attempt_is_called_so(log: Path) -> None:

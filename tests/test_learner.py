@@ -207,17 +207,17 @@ def test_a_resumed_run_sees_and_computes_the_same(blocks: list[Block], tmp_path:
         torch.testing.assert_close(resumed.encoder.state_dict()[key], value, rtol=0, atol=0)
 
 
-def wishes(**at: Wish) -> Callable[[int], Wish]:
+def wishes(**at: Wish) -> Callable[[Place], Wish]:
     """What is asked after the steps `s1`, `s2`, …; else to go on."""
-    return lambda step: at.get(f"s{step}", "go on")
+    return lambda place: at.get(f"s{place.step}", "go on")
 
 
 def test_a_stop_within_a_round_is_a_checkpoint_and_the_end(blocks: list[Block]) -> None:
     told: list[int] = []
 
-    def asked(step: int) -> Wish:
-        told.append(step)
-        return "stop" if step == 6 else "go on"
+    def asked(place: Place) -> Wish:
+        told.append(place.step)
+        return "stop" if place.step == 6 else "go on"
 
     made = learner(training={"log_every": 4, "checkpoint_every": 100})
     reports = list(made.train(iter(blocks), asked))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from genray import faults, processes
+from genray import processes, records
 from genray.processes import Process
 
 PATIENCE_S = 60
@@ -80,7 +80,7 @@ def test_a_process_may_be_called_anything(name: bytes) -> None:
 def test_a_process_is_noted_with_its_role(file: Path, sleeper: subprocess.Popen[bytes]) -> None:
     processes.note(file, "driver")
     processes.note(file, "ray", sleeper.pid)
-    assert [Process(**line) for line in faults.lines(file)] == [
+    assert [Process(**line) for line in records.read(file)] == [
         Process.of(os.getpid(), "driver"),
         Process.of(sleeper.pid, "ray"),
     ]

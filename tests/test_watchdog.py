@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import genray
-from genray import faults
+from genray import faults, records
 from genray.faults import Attempts
 from genray.processes import Process
 
@@ -76,10 +76,10 @@ def test_work_that_takes_too_long_is_killed_and_counts_as_a_failed_attempt(tmp_p
     file = tmp_path / "24.jsonl"
     faults.note(file, "begun")
     assert ended("with watchdog.over(.3, file): time.sleep(600)", file) == -signal.SIGKILL
-    _, line = faults.lines(file)
+    _, line = records.read(file)
     assert line == {"time": line["time"], "fault": "failed", "error": "it hung: killed after 0.3 s"}
     with found.at(3, 24):
-        assert [fault["error"] for fault in faults.lines(found.log)] == ["it hung: killed after 0.3 s"]
+        assert [fault["error"] for fault in records.read(found.log)] == ["it hung: killed after 0.3 s"]
 
 
 def test_the_limit_is_that_of_the_work_in_hand(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ with watchdog.over(.3):
 def test_a_process_that_is_frozen_is_killed(tmp_path: Path) -> None:
     code = "with watchdog.over(.3, file): os.kill(os.getpid(), signal.SIGSTOP)"
     assert ended(code, tmp_path / "attempts") == -signal.SIGKILL
-    assert len(faults.lines(tmp_path / "attempts")) == 1
+    assert len(records.read(tmp_path / "attempts")) == 1
 
 
 def test_it_is_killed_although_its_line_cannot_be_written(tmp_path: Path) -> None:

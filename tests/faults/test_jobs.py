@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,9 +25,9 @@ RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 
 @pytest.fixture
-def dashboard(tmp_path: Path) -> Iterator[str]:
+def dashboard() -> Iterator[str]:
     """A head of its own with the job server; its address."""
-    session = tmp_path / "ray"
+    session = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # the paths of its sockets must be short
     environment = {**os.environ, "RAY_JOB_STOP_WAIT_TIME_S": "60", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
     command = ["start", "--head", "--block", "--port=0", "--dashboard-port=18265", f"--temp-dir={session}"]
     head = subprocess.Popen(

@@ -25,7 +25,7 @@ def test_a_run_survives_the_loss_of_each_part(tmp_path: Path) -> None:
         run.wait_for(lambda failures=failures: len(run.faults()) > failures)
         run.progress(24)
         lost.append(run.faults()[failures]["fault"])
-    assert lost == ["learners failed"] * 3 + ["controller died"]
+    assert lost == ["learners failed"] * 3 + ["controller failed"]
     assert run.stop() == 75
     run.assert_exact()
 

@@ -21,6 +21,9 @@ def test_a_run_killed_at_arbitrary_steps_shows_the_same_as_one_that_was_not(tmp_
     store = f"sqlite:///{tmp_path}/mlflow.db"
     run = Run(tmp_path, "resumed", tracking={"mlflow": True, "uri": store})
     run.start()
+    run.wait_for(lambda: run.step() >= 1)  # before the first checkpoint, as a rule
+    run.kill_everything()
+    run.start()
     run.wait_for(lambda: run.step() >= 13)
     run.kill_everything()
     run.start("--generators.num", "2")  # another number of generators shows the same
