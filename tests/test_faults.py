@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -215,3 +217,41 @@ def test_what_the_user_must_mend_is_told_as_it_is(log: Path) -> None:
     with pytest.raises(UserError, match=r"^generator\.target must exist$"):
         fail(attempts(log, most=1), UserError("generator.target must exist"))
     assert not log.exists()
+
+
+def start(file: Path, log: Path, dies: bool) -> None:
+    """A process that begins to load a generator, and dies over it or is ready."""
+    code = """
+import os, signal, sys
+from pathlib import Path
+from genray.faults import starting
+with starting(Path(sys.argv[1]), Path(sys.argv[2]), most=2):
+    if sys.argv[3] == "True":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", code, str(file), str(log), str(dies)], check=False)
+
+
+def test_starts_that_die_are_counted_until_one_is_ready(tmp_path: Path) -> None:
+    file, log = tmp_path / "starting", tmp_path / "faults.jsonl"
+    for dies in (True, False, True, True):
+        start(file, log, dies)
+    with pytest.raises(faults.StartFailed, match="died in each of its last 2 starts"), faults.starting(file, log, 2):
+        raise AssertionError("it was started once more")
+    assert [line["error"] for line in records.read(log)] == ["it died while it was loaded"] * 2
+
+
+def test_an_attempt_that_cannot_be_counted_is_not_made(tmp_path: Path) -> None:
+    (tmp_path / "attempts").write_text("a file where the directory would be")
+    attempts = faults.Attempts(tmp_path / "attempts", tmp_path / "faults.jsonl", most=3, deaths=True)
+    with pytest.raises(faults.NotCounted, match="attempts at ticket 4 cannot be counted"), attempts.at(4, 32):
+        raise AssertionError("it was made")
+
+
+def test_a_line_that_was_cut_short_spoils_no_other(tmp_path: Path) -> None:
+    file = tmp_path / "some.jsonl"
+    records.append(file, {"n": 1})
+    with file.open("a") as out:
+        out.write('{"n": 2, "er')
+    records.append(file, {"n": 3}, {"n": 4})
+    assert [record["n"] for record in records.read(file)] == [1, 3, 4]
