@@ -1,9 +1,10 @@
-"""What each fault costs a run: `python benchmarks/faults.py [--trials 20] [--out benchmarks/faults.json]`.
+"""What each fault costs a run: `python benchmarks/faults.py [--trials 20] [--parts …] [--out benchmarks/faults.json]`.
 
 Runs on digit scenes are hurt again and again, each time when they have recovered from the time before. For each fault:
-how often the run recovered, the seconds until it was ahead of where it had been, the steps that had to be made again,
-and, at the end, whether every step of the whole run showed exactly what its seed says. Then the share of the
-undisturbed speed that is left when a learner is killed every 30, 60 and 300 s.
+how often the run recovered, the seconds until it was ahead of where it had been, the recorded steps that had to be made
+again, and, at the end, whether every step of the whole run showed exactly what its seed says. Then what one slow
+generator of three costs, and the share of the undisturbed speed that is left when a learner is killed every 30, 60 and
+300 s. Started again with the same --out it adds the trials that are missing.
 """
 
 from __future__ import annotations
@@ -28,9 +29,15 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPA
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's own name
 
 from harness import IN_RUN, RESTARTED, Run  # noqa: E402
+from nodes import WHOLE, Nodes  # noqa: E402
 
-from genray import checkpoint, records  # noqa: E402
+from genray import checkpoint  # noqa: E402
+from genray.records import read  # noqa: E402
 
+Record = dict[str, Any]
+Hurts = dict[str, Callable[[Run], Any]]
+
+LITTLE = {"look_ahead_mib": 1}
 AHEAD = 20
 """Steps beyond the fault that tell a recovered run: more than the look-ahead holds."""
 
@@ -40,7 +47,7 @@ GOODPUT = {30: 4, 60: 2, 300: 1}
 """Seconds between two kills of a learner, and how many of them."""
 
 
-def trial(run: Run, fault: str, hurt: Callable[[Run], Any], again: bool) -> dict[str, Any]:
+def trial(run: Run, fault: str, hurt: Callable[[Run], Any], again: bool) -> Record:
     """Hurt the run once and wait until it is ahead of where it was."""
     run.progress(8)
     load = os.getloadavg()[0]
@@ -50,8 +57,8 @@ def trial(run: Run, fault: str, hurt: Callable[[Run], Any], again: bool) -> dict
         run.start()
     last = checkpoint.last(run.path)
     kept = checkpoint.read_place(last).step if last else 0
-    generator_only = fault.startswith("generator")
-    found = {"fault": fault, "recovered": True, "steps_lost": 0 if generator_only else max(0, lost_from - kept)}
+    found: Record = {"fault": fault, "recovered": True}
+    found["steps_lost"] = 0 if fault.startswith("generator") else max(0, lost_from - kept)
     try:
         run.wait_for(lambda: run.step() >= lost_from + AHEAD)
     except AssertionError as error:
@@ -59,26 +66,72 @@ def trial(run: Run, fault: str, hurt: Callable[[Run], Any], again: bool) -> dict
     return found | {"seconds": round(time.monotonic() - began, 2), "load": load}
 
 
-def trials(storage: Path, faults: dict[str, Callable[[Run], Any]], count: int, again: bool) -> Iterator[dict[str, Any]]:
-    """So many trials of each fault, in turn, on one run, which is then compared with what its seed says."""
-    run = Run(storage, "restarted" if again else "hurt", generators={"look_ahead_mib": 1})
-    run.start()
+def trials(run: Run, start: Callable[[], None], hurts: Hurts, done: list[Record], count: int) -> Iterator[Record]:
+    """The trials that are missing, in turn, on one run, which is then compared with what its seed says."""
+    missing = {fault: count - sum(record.get("fault") == fault for record in done) for fault in hurts}
+    if not any(left > 0 for left in missing.values()):
+        return
+    start()
     run.wait_for(lambda: run.step() >= AHEAD)
-    for _ in range(count):
-        for fault, hurt in faults.items():
-            found = trial(run, fault, hurt, again)
+    while left := [fault for fault in missing if missing[fault] > 0]:
+        for fault in left:
+            missing[fault] -= 1
+            found = trial(run, fault, hurts[fault], fault in RESTARTED)
             yield found
             if not found["recovered"]:
                 run.kill_everything()
-                run.start()
+                start()
                 run.progress(AHEAD)
     run.stop()
     yield {"run": run.path.name, **sequence(run)}
 
 
-def sequence(run: Run) -> dict[str, int]:
+def hurt(storage: Path, done: list[Record], count: int) -> Iterator[Record]:
+    """Faults that a run survives by itself."""
+    run = Run(storage, "hurt", generators=LITTLE)
+    yield from trials(run, run.start, IN_RUN, done, count)
+
+
+def restarted(storage: Path, done: list[Record], count: int) -> Iterator[Record]:
+    """Faults after which a run is started again."""
+    run = Run(storage, "restarted", generators=LITTLE)
+    yield from trials(run, run.start, RESTARTED, done, count)
+
+
+def full(storage: Path, done: list[Record], count: int) -> Iterator[Record]:
+    """Memory and disk that run full: of a generator, and of a learner that renders its own tickets."""
+    memory = {line.split(":")[0]: int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines()}
+    threshold = 1 - (memory["MemAvailable"] - 5 * 2**20) / memory["MemTotal"]  # 5 GiB from here
+    limits = {"RAY_memory_usage_threshold": f"{threshold:.3f}", "RAY_memory_monitor_refresh_ms": "100"}
+    pool = Run(storage, "pool", generators={**LITTLE, "ticket_timeout_s": 60})
+    inline = Run(storage, "inline", generators={"mode": "inline"})
+    fill: Hurts = {"generator out of memory": lambda run: run.order("fill the memory")}
+    yield from trials(pool, lambda: pool.start(**limits), fill, done, count)
+    fill = {
+        "learner out of memory": lambda run: run.order("fill the memory"),
+        "disk full": lambda run: run.order("fill the disk"),
+    }
+    yield from trials(inline, lambda: inline.start(**limits), fill, done, count)
+
+
+def nodes(storage: Path, done: list[Record], count: int) -> Iterator[Record]:
+    """Nodes that are lost, at once or after a notice, each replaced by another."""
+    made = Nodes()
+    run = Run(storage, "nodes", generators={**WHOLE, **LITTLE}, learners=WHOLE)
+    lose: Hurts = {
+        "generator node lost": lambda run: made.lose(made.of(run, "generator")),
+        "learner node lost": lambda run: made.lose(made.of(run, "learner")),
+        "learner node lost after a notice": lambda run: made.lose_after_notice(made.of(run, "learner")),
+    }
+    try:
+        yield from trials(run, lambda: made.start(run), lose, done, count)
+    finally:
+        made.cluster.shutdown()
+
+
+def sequence(run: Run) -> Record:
     """Steps of the run, and how many of them were left out, came twice or saw something else than they must."""
-    found = records.read(run.path / "batches.jsonl")
+    found = read(run.path / "batches.jsonl")
     seen = [line["step"] for line in found]
     expected = {line["step"]: line for line in run.expected(max(seen))}
     return {
@@ -90,9 +143,11 @@ def sequence(run: Run) -> dict[str, int]:
     }
 
 
-def goodput(storage: Path) -> Iterator[dict[str, Any]]:
+def goodput(storage: Path, done: list[Record], count: int) -> Iterator[Record]:
     """The share of the undisturbed speed that is left when a learner is killed every so many seconds."""
-    run = Run(storage, "goodput", generators={"look_ahead_mib": 1})
+    if any("goodput" in record for record in done):
+        return
+    run = Run(storage, "goodput", generators=LITTLE)
     run.start()
     run.wait_for(lambda: run.step() >= AHEAD)
     undisturbed = speed(run, 60)
@@ -107,11 +162,13 @@ def goodput(storage: Path) -> Iterator[dict[str, Any]]:
     yield {"run": run.path.name, **sequence(run)}
 
 
-def one_slow(storage: Path) -> Iterator[dict[str, Any]]:
+def slow(storage: Path, done: list[Record], count: int) -> Iterator[Record]:
     """What one slow generator of three costs an ordered stream, beside what it does not render itself."""
+    if any("slower" in record for record in done):
+        return
     speeds = {}
     for name in ("equal", "one slow"):
-        run = Run(storage, name.replace(" ", "-"), slow_s=0.25, generators={"num": 3, "look_ahead_mib": 1})
+        run = Run(storage, name.replace(" ", "-"), slow_s=0.25, generators={"num": 3, **LITTLE})
         if name == "one slow":
             run.order("be slow")
         run.start()
@@ -133,7 +190,7 @@ def speed(run: Run, seconds: float) -> float:
     return (run.step() - first) / (time.monotonic() - began)
 
 
-def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(records: list[Record]) -> Record:
     """Recovered of how many, seconds (median, 95 %) and steps lost (median, most) of each fault."""
     found = {}
     for fault in dict.fromkeys(record["fault"] for record in records if "fault" in record):
@@ -151,35 +208,35 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+PARTS = {part.__name__: part for part in (hurt, restarted, full, nodes, slow, goodput)}
+
+
 def main() -> None:
     """Run the trials and write the report after each, so that an interrupted measurement keeps what it has."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
-    parser.add_argument("--parts", nargs="+", default=["slow", "in-run", "restarted", "goodput"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     arguments = parser.parse_args()
-    done: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as directory:
-        storage = Path(directory)
-        parts = {
-            "in-run": lambda: trials(storage, IN_RUN, arguments.trials, again=False),
-            "restarted": lambda: trials(storage, RESTARTED, arguments.trials, again=True),
-            "slow": lambda: one_slow(storage),
-            "goodput": lambda: goodput(storage),
-        }
-        for part in arguments.parts:
-            for record in parts[part]():
-                done.append(record)
-                print(json.dumps(record), flush=True)
-                arguments.out.write_text(json.dumps(report(done), indent=2) + "\n")
+    done: list[Record] = json.loads(arguments.out.read_text())["records"] if arguments.out.exists() else []
+    try:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
+            for part in arguments.parts:
+                for record in PARTS[part](Path(directory), done, arguments.trials):
+                    done.append(record)
+                    print(json.dumps(record), flush=True)
+                    arguments.out.write_text(json.dumps(report(done), indent=1) + "\n")
+    finally:
+        while Run.started:
+            Run.started.pop().kill_everything()
 
 
-def report(records: list[dict[str, Any]]) -> dict[str, Any]:
+def report(records: list[Record]) -> Record:
     """What was measured, where and with what."""
     return {
         "machine": {"cpus": os.cpu_count(), "python": platform.python_version()},
         "versions": {name: version(name) for name in ("ray", "torch")},
-        "load_median": round(statistics.median(record.get("load", 0.0) for record in records), 1),
+        "load_median": round(statistics.median([record["load"] for record in records if "load" in record] or [0.0]), 1),
         "checkpoint_every": 10,
         "ticket_timeout_s": 4,
         "hang_timeout_s": 8,
@@ -187,6 +244,7 @@ def report(records: list[dict[str, Any]]) -> dict[str, Any]:
         "slow": [record for record in records if "slower" in record],
         "goodput": [record for record in records if "goodput" in record],
         "sequences": [record for record in records if "run" in record],
+        "records": records,
     }
 
 

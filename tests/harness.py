@@ -233,7 +233,9 @@ class Run:
         for line in found:
             if line["learners"] != workers:
                 workers = line["learners"]
-                plan = Plan.of(self.config, workers)
+                low, high = self.config.learners.bounds
+                learners = self.values["learners"] | ({} if low <= workers <= high else {"num_workers": workers})
+                plan = Plan.of(build({**self.values, "learners": learners}), workers)
                 shares = [local_batches(Course(plan, place), rank) for rank in range(workers)]
             first = place.next_ticket
             expected = {"step": place.step + 1, "learners": workers}

@@ -29,11 +29,11 @@ def dashboard() -> Iterator[str]:
     """A head of its own with the job server; its address."""
     session = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # the paths of its sockets must be short
     environment = {**os.environ, "RAY_JOB_STOP_WAIT_TIME_S": "60", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
-    command = ["start", "--head", "--block", "--port=0", "--dashboard-port=18265", f"--temp-dir={session}"]
+    command = ["start", "--head", "--block", "--port=0", "--dashboard-port=28265", f"--temp-dir={session}"]
     head = subprocess.Popen(
         [*RAY, *command, "--num-cpus=2"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    address, deadline = "http://127.0.0.1:18265", time.monotonic() + PATIENCE_S
+    address, deadline = "http://127.0.0.1:28265", time.monotonic() + PATIENCE_S
     while job(address, "list").returncode and time.monotonic() < deadline:
         time.sleep(0.5)
     yield address

@@ -61,13 +61,13 @@ def test_learners_that_always_fail_end_the_run(tmp_path: Path) -> None:
 
 
 def test_a_generator_that_dies_while_it_loads_ends_the_run(tmp_path: Path) -> None:
-    run = Run(tmp_path, "unloadable", learners={"max_failures": 0})
+    run = Run(tmp_path, "unloadable")
     run.order("die at start", times=1000)
     run.start()
     said = run.end()
     assert run.process is not None
     assert run.process.returncode == 1
-    assert re.search(r"^genray: the learners failed 1 times without a new checkpoint; the last error: .+", said, re.M)
+    assert "genray: a generator died in each of its last 3 starts, without an error of its own" in said
 
 
 def test_the_head_of_the_cluster_is_killed_and_the_next_start_resumes(tmp_path: Path) -> None:
@@ -78,6 +78,7 @@ def test_the_head_of_the_cluster_is_killed_and_the_next_start_resumes(tmp_path: 
     run.end(240)
     assert run.process is not None
     assert run.process.returncode != 0
+    assert "Traceback" not in run.said
     run.start()
     run.wait_for(lambda: run.step() >= 33)
     assert run.stop() == 75
@@ -101,7 +102,11 @@ def test_a_full_object_store_holds_the_generators_back(tmp_path: Path) -> None:
     (session,) = {
         match.group(1) for title in run.tree().values() if (match := re.search(r"(/tmp/ray/session_[\w-]+)", title))
     }
-    spilled = [path for path in Path(session).glob("ray_spilled_objects*/*") if path.is_file()]
+    spilled: set[Path] = set()
+    while run.step() < 60:  # what is read again is deleted, so it has to be looked for all the time
+        spilled |= set(Path(session).glob("ray_spilled_objects*/*"))
+        run.wait_for(lambda: True)
+        time.sleep(0.05)
     assert run.stop() == 75
     assert not spilled
     assert not run.faults()
