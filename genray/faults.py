@@ -58,8 +58,10 @@ def starting(file: Path, log: Path, most: int) -> Iterator[None]:
     if dead:
         note(log, "generator failed", error="it died while it was loaded")
     processes.note(file, "generator")
-    yield
-    file.unlink(missing_ok=True)
+    try:
+        yield
+    finally:  # also after an error, which is told as itself
+        file.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -274,7 +274,10 @@ def _trainer(config: Config, plan: Plan, run: RunDirectory) -> TorchTrainer:
 
 def _cause(error: BaseException) -> Exception:
     """What to raise for a failed training: the reason that genray's own code gave, if it did, in one line."""
-    text = "\n".join(map(str, getattr(error, "worker_failures", {}).values())) or str(error)
+    cause = getattr(error, "controller_failure", None)
+    if isinstance(cause, UserError):
+        return UserError(str(cause))
+    text = str(cause or "\n".join(map(str, getattr(error, "worker_failures", {}).values())) or error)
     if reason := reason_in(text):
         return UserError(reason.message) if reason.mendable else RunFailed(reason.message)
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -232,6 +232,15 @@ with starting(Path(sys.argv[1]), Path(sys.argv[2]), most=2):
     subprocess.run([sys.executable, "-c", code, str(file), str(log), str(dies)], check=False)
 
 
+def test_a_start_that_raises_is_not_one_that_died(tmp_path: Path) -> None:
+    file, log = tmp_path / "starting", tmp_path / "faults.jsonl"
+    for _ in range(3):
+        with pytest.raises(UserError, match="no such weights"), faults.starting(file, log, 2):
+            raise UserError("no such weights")
+    with faults.starting(file, log, 2):
+        assert not log.exists()
+
+
 def test_starts_that_die_are_counted_until_one_is_ready(tmp_path: Path) -> None:
     file, log = tmp_path / "starting", tmp_path / "faults.jsonl"
     for dies in (True, False, True, True):
