@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 CLOSING_S = 60  # for MLflow to take what is left
 START_TIMEOUT_S = 600
 """Seconds that learners wait for their place in the cluster before that counts as a failed start."""
+RESIZE_TIMEOUT_S = 30
+"""The same where their number may change: a node that has just been lost may still have been counted on."""
 STARTS = 100
 """Failed starts of the learners that are survived: 100 are more than half a day of waiting for nodes."""
 PACKAGES = ("genray", "ray", "torch", "torchvision", "timm", "mlflow", "numpy")
@@ -241,7 +243,8 @@ def _trainer(config: Config, plan: Plan, run: RunDirectory) -> TorchTrainer:
     from genray.train import train_loop
 
     learners = config.learners
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(START_TIMEOUT_S)
+    few, many = learners.bounds
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(START_TIMEOUT_S if few == many else RESIZE_TIMEOUT_S)
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(learners.hang_timeout_s)
     stream.prepare_context(plan)
     return TorchTrainer(
