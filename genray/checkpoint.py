@@ -96,10 +96,12 @@ def tidy(run_directory: Path, keep: int) -> list[Path]:
 
 
 def _committed(run_directory: Path) -> list[Path]:
-    listed = _names(run_directory / RAY_STATE)
-    recorded = last_record(RunDirectory(run_directory).metrics).get("step", 0)
     found = [file.parent for file in run_directory.glob(f"checkpoint_*/{PLACE}")]
-    found = [path for path in found if (path.name in listed if listed else _follows(path, recorded))]
+    if listed := _names(run_directory / RAY_STATE):
+        found = [path for path in found if path.name in listed]
+    else:
+        recorded = last_record(RunDirectory(run_directory).metrics).get("step", 0)
+        found = [path for path in found if _follows(path, recorded)]
     return sorted(found, key=_step)
 
 
