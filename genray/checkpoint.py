@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genray import records
 from genray.course import Place
-from genray.rundir import RunDirectory, last_record, write_atomically
+from genray.rundir import RunDirectory, write_atomically
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +101,7 @@ def _committed(run_directory: Path) -> list[Path]:
     if listed := _names(run_directory / RAY_STATE):
         found = [path for path in found if path.name in listed]
     else:
-        recorded = last_record(RunDirectory(run_directory).metrics).get("step", 0)
+        recorded = records.last(RunDirectory(run_directory).metrics).get("step", 0)
         found = [path for path in found if _follows(path, recorded)]
     return sorted(found, key=_step)
 

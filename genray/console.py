@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import threading
 import time
 from collections import deque
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from genray.records import Follower
 from genray.tracking import Record, tail
 
 
@@ -86,7 +85,7 @@ class Progress:
     def __init__(self, path: Path, steps: int, out: TextIO | None = None, log: Path | None = None) -> None:
         self._path, self._steps, self._out = path, steps, out or sys.stderr
         self._start = path.stat().st_size if path.exists() else 0
-        self._log, self._told = log, log.stat().st_size if log and log.exists() else 0
+        self._log = Follower(log, log.stat().st_size if log.exists() else 0) if log else None
         self._terminal = self._out.isatty()
         self._bar = "━" if "utf" in (self._out.encoding or "").lower() else "="
         self._lock = threading.Lock()
@@ -133,16 +132,8 @@ class Progress:
                 self._draw(waiting or self._last)
 
     def _tell_faults(self) -> None:
-        if self._log is None or not self._log.exists():
-            return
-        with self._log.open("rb") as file:
-            file.seek(self._told)
-            data = file.read()
-        complete = data[: data.rfind(b"\n") + 1]
-        self._told += len(complete)
-        for line in complete.splitlines():
-            with suppress(ValueError):  # cut short by a full disk
-                self.say(told(json.loads(line)))
+        for fault in self._log.new() if self._log else ():
+            self.say(told(fault))
 
     def _filled(self, step: int, width: int = 20) -> str:
         done = min(width, width * step // self._steps)

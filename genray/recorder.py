@@ -14,7 +14,7 @@ from typing import Any
 from ray.train import Checkpoint, UserCallback
 
 from genray import faults, processes, records
-from genray.rundir import RunDirectory, last_record
+from genray.rundir import RunDirectory
 from genray.settings import UserError, reason_in
 
 REMEMBERED = 20_000
@@ -85,7 +85,7 @@ class Recorder(UserCallback):
         processes.note(self.run.processes, "controller")
         for path in (self.run.metrics, self.run.batches):
             _drop_half_line(path)
-        self.reached = last_record(self.run.metrics).get("step", -1)
+        self.reached = records.last(self.run.metrics).get("step", -1)
         self.steps = OrderedDict((line["step"], line) for line in records.read(self.run.batches)[-REMEMBERED:])
         self.written = max(self.steps, default=0)
 

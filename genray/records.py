@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,38 @@ def append(path: Path, *records: dict[str, Any]) -> None:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The whole records of a file; none where it does not exist."""
-    found = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    return list(_whole(path.read_bytes().splitlines())) if path.exists() else []
+
+
+def last(path: Path) -> dict[str, Any]:
+    """The last whole record of a file; empty where there is none."""
+    return next(_whole(reversed(path.read_bytes().splitlines())), {}) if path.exists() else {}
+
+
+class Follower:
+    """Reads a file from a byte on, which need not exist yet: each record once, when its line is complete."""
+
+    def __init__(self, path: Path, start: int = 0) -> None:
+        self.path, self.position = path, start
+
+    def new(self) -> list[dict[str, Any]]:
+        """The records since the last look."""
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self.position)
+            data = file.read()
+        complete = data[: data.rfind(b"\n") + 1]
+        self.position += len(complete)
+        return list(_whole(complete.splitlines()))
+
+
+def _whole(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Those that are records; a writer was killed within the others."""
+    for line in lines:
         try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line)
+        except ValueError:
             continue
-    return found
+        if isinstance(record, dict):
+            yield record

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from genray import records
 from genray.config import MAY_CHANGE, Config
 from genray.configure import differences
 from genray.settings import ConfigError, UserError
@@ -138,7 +139,7 @@ class RunDirectory:
 
     def state(self) -> dict[str, Any]:
         """`name`, `state` (finished, running, resumable, started), `step`, `steps`, `loss` and, once known, `knn`."""
-        values, last = json.loads(self.config.read_text()), last_record(self.metrics)
+        values, last = json.loads(self.config.read_text()), records.last(self.metrics)
         report = json.loads(self.report.read_text()) if self.report.exists() else {}
         return {
             "name": self.path.name,
@@ -171,16 +172,6 @@ def _read_object(path: Path) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def last_record(path: Path) -> dict[str, Any]:
-    """The last whole record of a file of JSON lines; empty where there is none."""
-    for line in reversed(path.read_text().splitlines() if path.exists() else []):
-        try:
-            return cast("dict[str, Any]", json.loads(line))
-        except json.JSONDecodeError:  # the writer was killed within this line
-            continue
-    return {}
 
 
 def write_atomically(path: Path, text: str) -> None:

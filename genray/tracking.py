@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from genray.config import Config, CustomGenerator
 from genray.configure import differences
+from genray.records import Follower
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -56,17 +57,10 @@ def tail(path: Path, stop: threading.Event, start: int = 0, poll_s: float = 0.25
     that are no record with a step and a time (a writer was killed within one) are left out. Ends with what the file
     holds after `stop` was set. `start` is the byte to begin at.
     """
-    position = start
+    follower = Follower(path, start)
     while True:
         last = stop.is_set()  # asked before reading: what was written before the stop is still seen
-        data = b""
-        if path.exists():
-            with path.open("rb") as file:
-                file.seek(position)
-                data = file.read()
-        complete = data[: data.rfind(b"\n") + 1]
-        position += len(complete)
-        yield [record for line in complete.splitlines() if (record := _parse(line)) is not None]
+        yield [record for record in follower.new() if {"step", "time"} <= record.keys()]
         if last:
             return
         stop.wait(poll_s)
@@ -283,14 +277,6 @@ class Tracker:
         return sum(
             any(record["step"] > self._recorded.get(key, -1) for key, _ in _values(record)) for record in records
         )
-
-
-def _parse(line: bytes) -> Record | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and "step" in record and "time" in record else None
 
 
 def _values(record: Record) -> Iterator[tuple[str, float]]:

@@ -16,7 +16,7 @@ import pytest
 
 from genray.config import Config
 from genray.configure import build
-from genray.rundir import RunDirectory, last_record, runs, write_atomically
+from genray.rundir import RunDirectory, runs, write_atomically
 from genray.settings import ConfigError, UserError
 
 
@@ -146,15 +146,6 @@ def test_runs_are_listed_in_the_order_they_were_started(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(text)
     assert [run.path.name for run in runs(tmp_path)] == ["a", "c", "b"]
-
-
-def test_the_last_whole_record_counts(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    assert last_record(path) == {}
-    path.write_text("")
-    assert last_record(path) == {}
-    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3')
-    assert last_record(path) == {"step": 2}
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
