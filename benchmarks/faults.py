@@ -32,6 +32,7 @@ from harness import IN_RUN, RESTARTED, Run  # noqa: E402
 from nodes import WHOLE, Nodes  # noqa: E402
 
 from genray import checkpoint  # noqa: E402
+from genray.plan import Plan  # noqa: E402
 from genray.records import read  # noqa: E402
 
 Record = dict[str, Any]
@@ -109,7 +110,7 @@ def full(storage: Path, done: list[Record], count: int) -> Iterator[Record]:
     yield from trials(pool, lambda: pool.start(**limits), fill, done, count)
     fill = {
         "learner out of memory": lambda run: run.order("fill the memory"),
-        "disk full": lambda run: run.order("fill the disk"),
+        "disk full": lambda run: run.fill_the_disk("learner"),
     }
     yield from trials(inline, lambda: inline.start(**limits), fill, done, count)
 
@@ -166,21 +167,31 @@ def slow(storage: Path, done: list[Record], count: int) -> Iterator[Record]:
     """What one slow generator of three costs an ordered stream, beside what it does not render itself."""
     if any("slower" in record for record in done):
         return
-    speeds = {}
-    for name in ("equal", "one slow"):
-        run = Run(storage, name.replace(" ", "-"), slow_s=0.25, generators={"num": 3, **LITTLE})
-        if name == "one slow":
-            run.order("be slow")
-        run.start()
-        run.wait_for(lambda run=run: run.step() >= AHEAD)
-        speeds[name] = speed(run, 45)
-        run.stop()
-    yield {
-        "slower": SLOWER,
-        "generators": 3,
-        "measured": round(speeds["one slow"] / speeds["equal"], 3),
-        "without_waiting": round((2 + 1 / SLOWER) / 3, 3),
-    }
+    undisturbed = pace(Run(storage, "equal", **of_three(8)))
+    for look_ahead in (1, 8):
+        run = Run(storage, f"slow-{look_ahead}", **of_three(look_ahead))
+        run.order("be slow")
+        yield {
+            "slower": SLOWER,
+            "generators": 3,
+            "look_ahead": Plan.of(run.config).look_ahead,
+            "measured": round(pace(run) / undisturbed, 3),
+            "without_waiting": round((2 + 1 / SLOWER) / 3, 3),
+        }
+
+
+def of_three(look_ahead_mib: int) -> Record:
+    """Settings of a run with three generators that sleep most of their time."""
+    return {"slow_s": 0.25, "generators": {"num": 3, "look_ahead_mib": look_ahead_mib}}
+
+
+def pace(run: Run) -> float:
+    """Steps a second of a run of its own, once its look-ahead has been through."""
+    run.start()
+    run.wait_for(lambda: run.step() >= 150)
+    found = speed(run, 60)
+    run.stop()
+    return found
 
 
 def speed(run: Run, seconds: float) -> float:

@@ -93,7 +93,12 @@ FAULTS: list[tuple[str, str | None, str, str]] = [
         "the next start ends them by pid and start time, and resumes",
         "resume ●",
     ),
-    ("SIGTERM, Ctrl-C", None, "a checkpoint at the next step; exit code 75 or 130", "all of them ●"),
+    (
+        "SIGTERM, Ctrl-C",
+        "stopped, started again",
+        "a checkpoint at the next step; exit code 75 or 130",
+        "all of them ●",
+    ),
     ("`ray job stop`", None, "the same, with `RAY_JOB_STOP_WAIT_TIME_S`", "jobs"),
     ("the head of the cluster is killed", None, RESUMES, "resources"),
     ("a node with a generator is lost", "generator node lost", FRESH, "cluster"),
@@ -141,12 +146,14 @@ def faults(report: dict[str, Any]) -> str:
     if goodput := report["goodput"]:
         told = ", ".join(f"{of['goodput']:.0%} with a kill every {of['kill_every_s']} s" for of in goodput)
         rows += ["", f"Of the undisturbed speed is left, when learners are killed: {told}."]
-    for of in report["slow"]:
+    if slow := report["slow"]:
+        first = slow[0]
+        told = " and ".join(f"{of['measured']:.0%} with a look-ahead of {of['look_ahead']} tickets" for of in slow)
         rows += [
             "",
-            f"A generator that is merely slow holds an ordered stream back: with one of {of['generators']} generators "
-            f"{of['slower']} times slower, {of['measured']:.0%} of the speed is left, where it would be "
-            f"{of['without_waiting']:.0%} without waiting for it.",
+            "A generator that is merely slow holds an ordered stream back, as far as the look-ahead does not cover it. "
+            f"With one of {first['generators']} generators {first['slower']} times slower, "
+            f"{first['without_waiting']:.0%} of the speed would be left if nothing waited for it; measured: {told}.",
         ]
     return "\n".join(rows)
 

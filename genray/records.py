@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -10,13 +11,19 @@ from typing import Any
 
 
 def append(path: Path, *records: dict[str, Any]) -> None:
-    """Add records; several processes may, and one that a full disk or a kill cut short spoils none but itself."""
-    text = "".join(json.dumps(record) + "\n" for record in records)
+    """Add records; several processes may, and one that a full disk or a kill cut short spoils none but itself.
+
+    Raises:
+        OSError: the file cannot be written, or not to the end of the records.
+    """
+    text = "".join(json.dumps(record) + "\n" for record in records).encode()
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         length = os.fstat(descriptor).st_size
         cut_short = length and os.pread(descriptor, 1, length - 1) != b"\n"
-        os.write(descriptor, (b"\n" if cut_short else b"") + text.encode())
+        text = b"\n" + text if cut_short else text
+        if os.write(descriptor, text) < len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(descriptor)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import time
 from pathlib import Path
@@ -43,8 +42,6 @@ class Faulty:
             return torch.full((len(z), 3, 32, 32), torch.nan)
         if self._ordered("constant"):
             return torch.zeros_like(images)
-        if self._ordered("fill the disk"):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
         if self._ordered("fill the memory"):
             _fill_the_memory()
         time.sleep(self.slow_s)

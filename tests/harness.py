@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -154,6 +155,11 @@ class Run:
         os.kill(found[-1], number)
         return found[-1]
 
+    def fill_the_disk(self, role: str, left: int = 20_000) -> None:
+        """Leave the process of this part room for so many bytes in any file that it writes."""
+        for pid in self.wait_for(lambda: self.pids(role)):
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (left, resource.RLIM_INFINITY))
+
     def kill_everything(self) -> None:
         """SIGKILL of the driver and all that is below it."""
         assert self.process is not None
@@ -184,6 +190,14 @@ class Run:
         self.process.terminate()
         self.end()
         return self.process.returncode
+
+    def failed(self) -> str:
+        """What a run says that is started and must end by itself with an error."""
+        self.start()
+        self.end()
+        assert self.process is not None
+        assert self.process.returncode == 1
+        return self.said
 
     def batches(self) -> list[dict[str, Any]]:
         """The last line of each step."""
@@ -295,5 +309,6 @@ IN_RUN: dict[str, Callable[[Run], Any]] = {
 RESTARTED: dict[str, Callable[[Run], Any]] = {
     "everything killed, started again": Run.kill_everything,
     "driver killed, started again": Run.kill_driver,
+    "stopped, started again": Run.stop,
 }
 """Faults after which a run is started again."""

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from harness import SETTINGS
 from mlflow import MlflowClient
 
 from genray import checkpoint
@@ -22,20 +23,14 @@ from genray.fit import RunFailed, fit
 from genray.settings import UserError
 
 STEPS = 12
-SMALL: dict[str, Any] = {
+SMALL: dict[str, Any] = SETTINGS | {
     "generator": {"kind": "biggan", "micro_batch": 16},
-    "stream": {"batch_size": 16, "ticket_batches": 2},
-    "augment": {"policy": "digits"},
-    "model": {
-        "backbone": "resnet18",
-        "model_args": {"layers": [1, 1, 0, 0], "channels": [16, 16, 16, 16], "stem_width": 8, "stem_type": "deep"},
-        "projection": [16, 8],
-    },
     "optimizer": {"kind": "adamw", "lr": 1e-3},
     "training": {"steps": STEPS, "checkpoint_every": 4, "log_every": 1},
     "probe": {"data": "digit-scenes", "every": 6, "images": 400},
     "generators": {"num": 1, "num_gpus": 0, "num_cpus": 0.25},
     "learners": {"num_workers": 1, "num_gpus": 0, "num_cpus": 0.25},
+    "tracking": {},
 }
 
 

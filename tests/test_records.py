@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
+
+import pytest
 
 from genray.records import Follower, append, last, read
 
@@ -30,6 +33,20 @@ def test_what_is_added_after_a_line_that_was_cut_short_is_whole(tmp_path: Path) 
     path.write_bytes(WHOLE + CUT)
     append(path, {"step": 4})
     assert read(path) == [{"step": 1}, {"step": 2}, {"step": 4}]
+
+
+def test_a_record_that_does_not_fit_on_the_disk_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    append(path, {"step": 1}, {"step": 2})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(WHOLE) + len(CUT), limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"No space left on device.*metrics"):
+            append(path, {"step": 3})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == WHOLE + CUT
+    assert read(path) == [{"step": 1}, {"step": 2}]
 
 
 def test_who_follows_sees_each_record_once_when_it_is_complete(tmp_path: Path) -> None:

@@ -23,13 +23,29 @@ pytestmark = pytest.mark.slow
 INLINE = {"generators": {"mode": "inline"}}
 
 
-def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path: Path) -> None:
-    run = Run(tmp_path, "disk", **INLINE)
+@pytest.mark.parametrize("mode", ["pool", "inline"])
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(mode: str, tmp_path: Path) -> None:
+    run = Run(tmp_path, "disk", generators={"mode": mode})
     run.start()
     run.wait_for(lambda: checkpoint.last(run.path))
-    run.order("fill the disk")  # the learner can write no more than 20 kB into a file from now on
+    run.fill_the_disk("learner")
     run.wait_for(run.faults)
     assert run.faults()[0]["fault"] == "learners failed"
+    run.progress(24)
+    assert run.stop() == 75
+    run.assert_exact()
+
+
+def test_a_disk_too_full_for_a_record_ends_the_run_which_can_be_resumed(tmp_path: Path) -> None:
+    run = Run(tmp_path, "records", **INLINE)
+    run.start()
+    run.wait_for(lambda: checkpoint.last(run.path))
+    run.fill_the_disk("controller", left=(run.path / "metrics.jsonl").stat().st_size + 10)
+    assert re.search(r"^genray: .*(File too large|No space left on device).*\.jsonl", run.end(), re.M), run.said
+    assert run.process is not None
+    assert run.process.returncode == 1
+    assert "Traceback" not in run.said
+    run.start()
     run.progress(24)
     assert run.stop() == 75
     run.assert_exact()
@@ -52,22 +68,14 @@ def test_memory_that_runs_out_costs_a_process(mode: str, tmp_path: Path) -> None
 def test_learners_that_always_fail_end_the_run(tmp_path: Path) -> None:
     run = Run(tmp_path, "crashes", **INLINE, learners={"max_failures": 1})
     run.order("exit", times=1000)
-    run.start()
-    said = run.end()
-    assert run.process is not None
-    assert run.process.returncode == 1
-    assert "genray: the learners failed 2 times without a new checkpoint; the last error: " in said
+    assert "genray: the learners failed 2 times without a new checkpoint; the last error: " in run.failed()
     assert len(run.faults()) == 2
 
 
 def test_a_generator_that_dies_while_it_loads_ends_the_run(tmp_path: Path) -> None:
     run = Run(tmp_path, "unloadable")
     run.order("die at start", times=1000)
-    run.start()
-    said = run.end()
-    assert run.process is not None
-    assert run.process.returncode == 1
-    assert "genray: a generator died in each of its last 3 starts, without an error of its own" in said
+    assert "genray: a generator died in each of its last 3 starts, without an error of its own" in run.failed()
 
 
 def test_the_head_of_the_cluster_is_killed_and_the_next_start_resumes(tmp_path: Path) -> None:
