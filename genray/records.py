@@ -23,7 +23,9 @@ def append(path: Path, *records: dict[str, Any]) -> None:
         cut_short = length and os.pread(descriptor, 1, length - 1) != b"\n"
         text = b"\n" + text if cut_short else text
         if os.write(descriptor, text) < len(text):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         os.close(descriptor)
 
