@@ -96,6 +96,21 @@ def _size() -> tuple[float, float]:
     return have.get("CPU", 0.0), have.get("GPU", 0.0)
 
 
+def free_reservations() -> None:
+    """Give back what learners of this Ray had reserved, after the controller that would do so has died.
+
+    Ray Train has a helper for that, which asks the dashboard whether the controller lives. A Ray that was started here
+    has no dashboard, and every reservation in it is the run's.
+    """
+    from ray import PlacementGroupID
+    from ray.util import placement_group_table, remove_placement_group
+    from ray.util.placement_group import PlacementGroup
+
+    for name, group in placement_group_table().items():
+        if group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
+
+
 def check_placement(config: Config, may_grow: bool) -> str:
     """One line about where the run will be placed.
 

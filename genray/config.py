@@ -77,7 +77,8 @@ class Generators:
     max_attempts: Positive = 3
     """Fresh processes that try a ticket before the run ends with its error; two where the images cannot be used."""
     ticket_timeout_s: Seconds = 120
-    """Seconds after which a ticket counts as hung, or ten times the longest so far of that process, if it is more."""
+    """Seconds after which a ticket counts as hung, or ten times the longest so far of that process, if it is more; and
+    seconds without a sign of life between two tickets."""
     start_timeout_s: Seconds = 1800
     """Seconds for a generator to load, and again for its first ticket, which may compile."""
 

@@ -142,7 +142,7 @@ def _fit(
                 if not placement.startswith("fits"):
                     progress.say(placement)
                 progress.phase("starting generators and learners")
-                returned = stopping.while_training(lambda: _train(config, plan, run, stopping))
+                returned = stopping.while_training(lambda: _train(config, plan, run, stopping, not may_grow))
                 if "stopped" in returned:
                     raise Asked(stopping.number or signal.SIGTERM)
                 hardware = cluster.hardware()
@@ -210,7 +210,7 @@ def _close(
         run.undelivered.unlink(missing_ok=True)
 
 
-def _train(config: Config, plan: Plan, run: RunDirectory, stopping: Stopping) -> dict[str, Any]:
+def _train(config: Config, plan: Plan, run: RunDirectory, stopping: Stopping, own_ray: bool) -> dict[str, Any]:
     """What rank 0 returned. Ray Train restarts its learners; its controller, if it dies, is started again here."""
     import ray.exceptions
     import ray.train
@@ -232,6 +232,8 @@ def _train(config: Config, plan: Plan, run: RunDirectory, stopping: Stopping) ->
             if deaths > config.learners.max_failures:
                 raise RunFailed(f"Ray Train's controller failed {deaths} times without a new checkpoint") from error
             checkpoint.tidy(run.path, config.learners.keep)  # it may have died while it wrote its list
+            if own_ray:
+                cluster.free_reservations()
 
 
 def _trainer(config: Config, plan: Plan, run: RunDirectory) -> TorchTrainer:

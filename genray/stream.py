@@ -48,7 +48,7 @@ class PoolGenerator:
         run = RunDirectory.of(config)
         processes.note(run.processes, "generator")
         self.attempts = Attempts(run.attempts / execution, run.faults, self.config.max_attempts, deaths=True)
-        self.watchdog = Watchdog()
+        self.watchdog = Watchdog(self.config.ticket_timeout_s, run.faults)
         self.warm, self.longest = False, 0.0
         begun = run.attempts / execution / f"starting-{socket.gethostname()}.jsonl"
         begun.parent.mkdir(parents=True, exist_ok=True)

@@ -309,6 +309,5 @@ IN_RUN: dict[str, Callable[[Run], Any]] = {
 RESTARTED: dict[str, Callable[[Run], Any]] = {
     "everything killed, started again": Run.kill_everything,
     "driver killed, started again": Run.kill_driver,
-    "stopped, started again": Run.stop,
 }
 """Faults after which a run is started again."""

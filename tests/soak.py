@@ -30,12 +30,12 @@ def main() -> None:
         run.wait_for(lambda: run.step() >= 1)
         while time.monotonic() < ends:
             time.sleep(draw.expovariate(1 / 10))  # the next fault may come before the last one is mended
-            fault = draw.choice([*IN_RUN, *RESTARTED])
+            fault = draw.choice([*IN_RUN, *RESTARTED, "stopped"])
             print(f"step {run.step():6}  {fault}", flush=True)
             if fault in IN_RUN:
                 IN_RUN[fault](run)
             else:
-                RESTARTED[fault](run)
+                {**RESTARTED, "stopped": Run.stop}[fault](run)
                 run.start("--generators.num", str(draw.randint(1, 2)))
             if draw.random() < 0.5:
                 run.progress()

@@ -23,15 +23,15 @@ import os, signal, sys, time
 from pathlib import Path
 from genray.watchdog import Watchdog
 file = Path(sys.argv[1])
-watchdog = Watchdog()
+watchdog = Watchdog(float(sys.argv[2]), Path(sys.argv[3]))
 """
 
 
 @contextmanager
-def watched(code: str, file: Path) -> Iterator[subprocess.Popen[str]]:
+def watched(code: str, file: Path, still_s: float = 600) -> Iterator[subprocess.Popen[str]]:
     """A process that runs this with a `watchdog` of its own and the `file` for its line."""
     process = subprocess.Popen(
-        [sys.executable, "-c", BEGIN + code, str(file)],
+        [sys.executable, "-c", BEGIN + code, str(file), str(still_s), f"{file}.log"],
         cwd=Path(genray.__file__).parents[1],
         stdout=subprocess.PIPE,
         text=True,
@@ -43,8 +43,8 @@ def watched(code: str, file: Path) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def ended(code: str, file: Path) -> int:
-    with watched(code, file) as process:
+def ended(code: str, file: Path, still_s: float = 600) -> int:
+    with watched(code, file, still_s) as process:
         return process.wait(PATIENCE_S)
 
 
@@ -97,6 +97,50 @@ def test_a_process_that_is_frozen_is_killed(tmp_path: Path) -> None:
     code = "with watchdog.over(.3, file): os.kill(os.getpid(), signal.SIGSTOP)"
     assert ended(code, tmp_path / "attempts") == -signal.SIGKILL
     assert len(records.read(tmp_path / "attempts")) == 1
+
+
+def test_a_process_that_is_frozen_between_two_pieces_of_work_is_killed_and_noted(tmp_path: Path) -> None:
+    code = """
+with watchdog.over(600, file):
+    pass
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
+    assert ended(code, tmp_path / "attempts", still_s=0.4) == -signal.SIGKILL
+    assert not (tmp_path / "attempts").exists()
+    (line,) = records.read(tmp_path / "attempts.log")
+    assert (line["fault"], line["error"]) == ("generator failed", "it hung between two tickets: killed after 0.4 s")
+    assert {"time", "host"} <= line.keys()
+
+
+def test_a_process_that_only_waits_for_work_is_left_alone(tmp_path: Path) -> None:
+    assert ended("time.sleep(2)", tmp_path / "attempts", still_s=0.4) == 0
+
+
+def test_work_that_keeps_its_process_from_any_sign_of_life_has_its_own_limit(tmp_path: Path) -> None:
+    """Counting the bits of a number this long holds the interpreter; then there is time to show life again."""
+    code = """
+def hold(seconds):
+    began = time.monotonic()
+    size = 1 << 20
+    while time.monotonic() - began < seconds:
+        began_piece = time.monotonic()
+        (1 << size) // 3
+        size = size * 2 if time.monotonic() - began_piece < .5 else size
+sys.setswitchinterval(60)
+with watchdog.over(600, file):
+    hold(1.5)
+"""
+    assert ended(code, tmp_path / "attempts", still_s=0.4) == 0
+
+
+def test_what_can_no_longer_be_watched_does_not_go_on(tmp_path: Path) -> None:
+    code = """
+watchdog._process.kill()
+watchdog._process.wait()
+with watchdog.over(600, file):
+    print("went on")
+"""
+    assert ended(code, tmp_path / "attempts") == -signal.SIGKILL
 
 
 def test_it_is_killed_although_its_line_cannot_be_written(tmp_path: Path) -> None:
