@@ -28,7 +28,7 @@ sys.path.insert(0, str(TESTS))
 os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's own name
 
-from harness import IN_RUN, RESTARTED, Run  # noqa: E402
+from harness import IN_RUN, RESTARTED, Run, shown  # noqa: E402
 from nodes import WHOLE, Nodes  # noqa: E402
 
 from genray import checkpoint  # noqa: E402
@@ -57,7 +57,7 @@ def trial(run: Run, fault: str, hurt: Callable[[Run], Any], again: bool) -> Reco
     if again:
         run.start()
     last = checkpoint.last(run.path)
-    kept = checkpoint.read_place(last).step if last else 0
+    kept = checkpoint.read_step(last) if last else 0
     found: Record = {"fault": fault, "recovered": True}
     found["steps_lost"] = 0 if fault.startswith("generator") else max(0, lost_from - kept)
     try:
@@ -134,12 +134,12 @@ def sequence(run: Run) -> Record:
     """Steps of the run, and how many of them were left out, came twice or saw something else than they must."""
     found = read(run.path / "batches.jsonl")
     seen = [line["step"] for line in found]
-    expected = {line["step"]: line for line in run.expected(max(seen))}
+    expected = {shown[0]: shown for shown in run.expected(max(seen))}
     return {
         "steps": max(seen),
         "missing": len(expected.keys() - set(seen)),
         "doubled": len(seen) - len(set(seen)),
-        "different": sum(line != expected[line["step"]] for line in found)
+        "different": sum(shown(line) != expected[line["step"]] for line in found)
         + sum(fault["fault"] == "replayed differently" for fault in run.faults()),
     }
 

@@ -1,8 +1,8 @@
-"""What a run is resumed from: a directory with the model, the optimiser and the place in the stream.
+"""What a run is resumed from: a directory with the model, the optimiser and the number of steps made.
 
 Files are safetensors and JSON, and one torch file that is only ever read with `weights_only=True`: nothing that a
-checkpoint holds is executed. `place.json`, written last, has the length and the checksum of the others. A checkpoint
-that was cut short, by a full disk or by a kill, is told by that, and the one before it is used.
+checkpoint holds is executed. `checkpoint.json`, written last, has the length and the checksum of the others. A
+checkpoint that was cut short, by a full disk or by a kill, is told by that, and the one before it is used.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genray import records
-from genray.course import Place
 from genray.rundir import RunDirectory, write_atomically
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-PLACE, MODEL, OPTIMIZER = "place.json", "model.safetensors", "optimizer.pt"
+STATE, MODEL, OPTIMIZER = "checkpoint.json", "model.safetensors", "optimizer.pt"
 RAY_STATE = "checkpoint_manager_snapshot.json"
 """Ray Train's list of checkpoints, which it does not write atomically."""
 
@@ -38,9 +37,7 @@ class Open:
     """What each of them saw."""
 
 
-def save(
-    directory: Path, place: Place, model: nn.Module, optimizer: torch.optim.Optimizer, window: Open = Open()
-) -> None:
+def save(directory: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, window: Open = Open()) -> None:
     """Write a checkpoint into an existing directory."""
     import torch
     from safetensors.torch import save_file
@@ -48,19 +45,19 @@ def save(
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, directory / MODEL)
     torch.save(optimizer.state_dict(), directory / OPTIMIZER)
     files = {name: _checksum(directory / name) for name in (MODEL, OPTIMIZER)}
-    content = {"place": asdict(place), "window": asdict(window), "files": files}
-    write_atomically(directory / PLACE, json.dumps({**content, "checksum": _checksum_of(content)}, indent=2))
+    content = {"step": step, "window": asdict(window), "files": files}
+    write_atomically(directory / STATE, json.dumps({**content, "checksum": _checksum_of(content)}, indent=2))
 
 
-def read_place(directory: Path) -> Place:
-    """Where the run stood when the checkpoint was written."""
-    return Place(**json.loads((directory / PLACE).read_text())["place"])
+def read_step(directory: Path) -> int:
+    """Steps that had been made when the checkpoint was written."""
+    return int(json.loads((directory / STATE).read_text())["step"])
 
 
 def is_whole(directory: Path) -> bool:
     """Whether every file of a checkpoint is there as it was written."""
     try:
-        content = json.loads((directory / PLACE).read_text())
+        content = json.loads((directory / STATE).read_text())
         return content.pop("checksum") == _checksum_of(content) and all(
             _checksum(directory / name) == checksum for name, checksum in content["files"].items()
         )
@@ -97,7 +94,7 @@ def tidy(run_directory: Path, keep: int) -> list[Path]:
 
 
 def _committed(run_directory: Path) -> list[Path]:
-    found = [file.parent for file in run_directory.glob(f"checkpoint_*/{PLACE}")]
+    found = [file.parent for file in run_directory.glob(f"checkpoint_*/{STATE}")]
     if listed := _names(run_directory / RAY_STATE):
         found = [path for path in found if path.name in listed]
     else:
@@ -106,14 +103,14 @@ def _committed(run_directory: Path) -> list[Path]:
     return sorted(found, key=_step)
 
 
-def restore(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Place, Open]:
-    """Load a checkpoint into the model and the optimiser; returns the place to go on from and the open window."""
+def restore(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, Open]:
+    """Load a checkpoint into the model and the optimiser; returns the steps made and the open window."""
     import torch
     from safetensors.torch import load_file
 
     model.load_state_dict(load_file(directory / MODEL))
     optimizer.load_state_dict(torch.load(directory / OPTIMIZER, map_location="cpu", weights_only=True))
-    return read_place(directory), Open(**json.loads((directory / PLACE).read_text())["window"])
+    return read_step(directory), Open(**json.loads((directory / STATE).read_text())["window"])
 
 
 def _checksum_of(content: dict[str, Any]) -> int:
@@ -131,7 +128,7 @@ def _checksum(path: Path) -> list[int]:
 
 def _step(directory: Path) -> int:
     try:
-        return int(json.loads((directory / PLACE).read_text())["place"]["step"])
+        return read_step(directory)
     except (OSError, ValueError, KeyError, TypeError):
         return -1
 
@@ -139,7 +136,7 @@ def _step(directory: Path) -> int:
 def _follows(directory: Path, recorded: int) -> bool:
     """Whether all steps before a checkpoint's open window are recorded."""
     try:
-        steps = int(json.loads((directory / PLACE).read_text())["window"]["steps"])
+        steps = int(json.loads((directory / STATE).read_text())["window"]["steps"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return _step(directory) - steps <= recorded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -41,6 +42,34 @@ class Train:
             dry_run(config, self.address)
         else:
             _print_report(fit(config, address=self.address, started=STARTED))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure generators, learners and stream alone and together, and say which is the bottleneck."""
+
+    preset: Positional[str]
+    """Preset, TOML file or run directory."""
+    repeats: int = 5
+    """How often each is measured."""
+    seconds: float = 10.0
+    """About how long each measurement takes."""
+    out: Path | None = None
+    """JSON file to write."""
+    address: str | None = None
+    """Ray cluster to join; RAY_ADDRESS, else one started on this machine, where it is not given."""
+
+    def __call__(self, overrides: Sequence[str]) -> None:
+        from genray.bench import bench, table
+        from genray.rundir import write_atomically
+
+        for name, value in (("repeats", self.repeats), ("seconds", self.seconds)):
+            if value <= 0:
+                raise UserError(f"--{name} must be more than 0, got {value:g}")
+        found = bench(configure.load(self.preset, overrides), self.repeats, self.seconds, self.address)
+        _show(table(found))
+        if self.out:
+            write_atomically(self.out, json.dumps(found, indent=1) + "\n")
 
 
 @dataclass(frozen=True)
@@ -146,6 +175,7 @@ class Fields:
 
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Preview, tyro.conf.subcommand("preview")]
@@ -187,6 +217,8 @@ def _print_report(report: dict[str, Any]) -> None:
     seconds, first = report["seconds_total"], report["seconds_to_first_step"].get("total")
     until = f", {first:.0f} s of them before the first step" if first else ""
     print(f"{report['steps']} steps in {seconds:.0f} s{until}; {report['images_per_s']:,.0f} images/s while training")
+    if report["advice"]:
+        print(report["advice"])
     print(f"report  {report['directory']}/report.json")
     print(f"encoder {report['directory']}/export")
     if report["mlflow"]:

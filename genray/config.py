@@ -101,7 +101,11 @@ class Stream:
     num_neighbors: Positive | None = None
     """Neighbours of each anchor; a fresh one for each showing where it is not given."""
     ticket_batches: Positive = 4
-    """Batches rendered as one block."""
+    """Batches rendered as one block. May change when a run is resumed."""
+    reuse: Positive = 1
+    """How often each rendered view is used, every time with another augmentation and in other company."""
+    reuse_window: Annotated[int, Field(ge=2)] = 64
+    """Batches that learners keep to use them again, where `reuse` is more than 1."""
 
 
 @settings
@@ -213,7 +217,7 @@ class Training:
     final_lr: Share = 1e-3
     """Share of the learning rate that the cosine ends at."""
     checkpoint_every: Positive = 1000
-    """Steps between checkpoints, rounded up to whole rounds of tickets."""
+    """Steps between checkpoints."""
     log_every: Positive = 20
     """Steps between two lines of progress."""
 
@@ -297,7 +301,7 @@ class Config:
         return ADAPTER.dump_python(self, mode="json")
 
 
-MAY_CHANGE = ("storage_path", "generators", "learners", "tracking", "training.log_every")
+MAY_CHANGE = ("storage_path", "generators", "learners", "tracking", "training.log_every", "stream.ticket_batches")
 """Paths of the fields with which a run may be resumed although they differ."""
 
 ADAPTER = TypeAdapter(Config)

@@ -1,8 +1,10 @@
-"""The order in which a run goes through its stream, from any step on and for any number of learners.
+"""What the learners see in each step of a run, and how that is cut into tickets.
 
-The stream is cut into portions that the learners take in turn. A portion is a ticket, and every learner's share of a
-round of tickets is a whole number of its batches. Only where a run was stopped within a round, what is left of that
-round comes first, in smaller portions that any number of learners can share: each anchor is used exactly once.
+Step s shows fresh anchors s B to (s + 1) B, B being the batch, whoever makes it; learner r of W takes the r-th part of
+them. So the number of the next step is all that a run has to know to go on, with any number of learners. Where blocks
+are used more than once (`stream.reuse`), see `genray.reuse`: then only some steps show fresh anchors.
+
+A ticket is one learner's part of several fresh steps in a row. Learners take the tickets in turn.
 """
 
 from __future__ import annotations
@@ -16,70 +18,54 @@ from genray.plan import Plan
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a run stands: all tickets before `next_ticket` have been used, and of the round after them some steps."""
+class Ticket:
+    """One block to render."""
 
-    step: int = 0
-    next_ticket: int = 0
-    batch: int = 0
-    """Steps that were made of the round which begins at `next_ticket`."""
-    num_workers: int = 0
-    """Learners that began that round; 0 between two rounds."""
-
-    def after_step(self, plan: Plan) -> Place:
-        """Where the run stands one step later."""
-        workers = self.num_workers or plan.num_workers
-        if self.batch + 1 == plan.ticket_batches * workers:
-            return Place(self.step + 1, self.next_ticket + workers)
-        return Place(self.step + 1, self.next_ticket, self.batch + 1, workers)
+    number: int
+    """Tickets are numbered from the beginning of a run with this number of learners."""
+    positions: np.ndarray
+    """Places in the stream, counted in anchors from the start of the run: int64 `[n]`, the learner's steps in order."""
 
 
 @dataclass(frozen=True)
 class Course:
-    """The portions from a place to the end of the run, numbered from 0."""
+    """The tickets from a step to the end of the run.
+
+    Where the step lies within tickets, these are rendered from there on only.
+    """
 
     plan: Plan
-    place: Place = Place()
+    step: int = 0
+    """Steps that have been made."""
 
     def __len__(self) -> int:
-        return self._parts + self.plan.tickets_from(self._whole)
+        return len(self._rounds) * self.plan.num_workers
 
-    def positions(self, portion: int) -> np.ndarray:
-        """Places in the stream, counted in anchors from the start of the run, that a portion shows: int64 `[n]`."""
-        if portion >= self._parts:
-            return self.plan.positions(self._whole + portion - self._parts)
-        place = self.place
-        share = self.plan.batch_size // place.num_workers
-        steps = [
-            self.plan.positions(place.next_ticket + learner).reshape(-1, share)[place.batch :][: self._rest]
-            for learner in range(place.num_workers)
-        ]
-        pieces = np.split(np.concatenate(steps, axis=1), self._parts, axis=1)
-        of_each, rest = divmod(self._parts, place.num_workers)
-        if not rest:  # as many learners as before then go on with what each of them had
-            learner, piece = portion % place.num_workers, portion // place.num_workers
-            portion = learner * of_each + piece
-        return pieces[portion].reshape(-1)
+    def ticket(self, index: int) -> Ticket:
+        """The ticket that comes after so many others."""
+        plan = self.plan
+        turn, learner = divmod(index, plan.num_workers)
+        turn += self._rounds.start
+        first = max(turn * plan.ticket_steps, self._fresh.start)
+        steps = np.arange(first, min((turn + 1) * plan.ticket_steps, self._fresh.stop))
+        part = np.arange(learner * plan.local_batch, (learner + 1) * plan.local_batch)
+        positions = (steps[:, None] * plan.batch_size + part).reshape(-1)
+        return Ticket(turn * plan.num_workers + learner, positions)
 
-    def of_learner(self, rank: int) -> Iterator[list[np.ndarray]]:
-        """The positions of a learner's portions in order; those that only together make up its batches in one list."""
-        mine = [self.positions(portion) for portion in range(rank, self._parts, self.plan.num_workers)]
-        if mine:
-            yield mine
-        for portion in range(self._parts + rank, len(self), self.plan.num_workers):
-            yield [self.positions(portion)]
+    def of_learner(self, rank: int) -> Iterator[Ticket]:
+        """A learner's tickets in order."""
+        return (self.ticket(index) for index in range(rank, len(self), self.plan.num_workers))
 
     @property
-    def _whole(self) -> int:
-        """The first ticket that nobody has begun."""
-        return self.place.next_ticket + self.place.num_workers
+    def _fresh(self) -> range:
+        """The fresh steps that are still needed."""
+        plan = self.plan
+        if self.step >= plan.steps:
+            return range(0)  # even where the run ends within the uses of a window
+        return range(plan.window_of(self.step), plan.fresh_steps(plan.steps))
 
     @property
-    def _rest(self) -> int:
-        """Steps that are left of a round that was begun."""
-        left = self.plan.ticket_batches * self.place.num_workers - self.place.batch
-        return min(left, self.plan.steps - self.place.step)
-
-    @property
-    def _parts(self) -> int:
-        return self.plan.parts if self._rest else 0
+    def _rounds(self) -> range:
+        """Rounds of one ticket for each learner."""
+        size = self.plan.ticket_steps
+        return range(self._fresh.start // size, -(-self._fresh.stop // size)) if self._fresh else range(0)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from genray import processes, records
+from genray.course import Ticket
 from genray.generators import BadImages
 from genray.settings import UserError
 
@@ -82,8 +83,8 @@ class Attempts:
     deaths: bool
 
     @contextmanager
-    def at(self, ticket: int, position: int) -> Iterator[Path]:
-        """An attempt at what a ticket shows from this position on; what is raised within fails it, and is raised again.
+    def at(self, ticket: Ticket) -> Iterator[Path]:
+        """An attempt at a ticket; what is raised within fails it, and is raised again.
 
         Yields the file in which the attempts are counted.
 
@@ -91,16 +92,17 @@ class Attempts:
             TicketFailed: this was the last attempt, or there were enough before.
             NotCounted: the directory cannot be written.
         """
-        path = self.directory / f"{position}.jsonl"
+        number = ticket.number
+        path = self.directory / f"{ticket.positions[0]}.jsonl"  # numbers depend on how many learners there are
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             errors = self._errors(path)
             if errors and "noted" not in errors[-1]:  # it ended without the chance to say so itself
-                note(self.log, "generator failed", ticket=ticket, error=errors[-1]["error"])
-            self._stop_after(ticket, errors)
+                note(self.log, "generator failed", ticket=number, error=errors[-1]["error"])
+            self._stop_after(number, errors)
             note(path, "begun")
         except OSError as error:
-            raise NotCounted(f"attempts at ticket {ticket} cannot be counted in {self.directory}: {error}") from error
+            raise NotCounted(f"attempts at ticket {number} cannot be counted in {self.directory}: {error}") from error
         try:
             yield path
         except UserError:
@@ -108,8 +110,8 @@ class Attempts:
         except Exception as error:
             told = {"error": f"{type(error).__name__}: {error}", "bad_images": isinstance(error, BadImages)}
             note(path, "failed", **told, noted=True)
-            note(self.log, "generator failed", ticket=ticket, error=told["error"])
-            self._stop_after(ticket, [*errors, told], error)
+            note(self.log, "generator failed", ticket=number, error=told["error"])
+            self._stop_after(number, [*errors, told], error)
             raise
         path.unlink(missing_ok=True)
 

@@ -10,15 +10,13 @@ import signal
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from genray import cluster, faults, processes, records
+from genray import balance, cluster, faults, processes, records
 from genray.config import Config
 from genray.console import Progress
-from genray.course import Course, Place
 from genray.generators import fetch, not_here
 from genray.plan import Plan
 from genray.rundir import RunDirectory, write_atomically
@@ -27,7 +25,7 @@ from genray.stopping import Asked, Stopping
 from genray.tracking import Tracker
 
 if TYPE_CHECKING:
-    import ray.data
+    from ray.train import Result
     from ray.train.torch import TorchTrainer
 
 CLOSING_S = 60  # for MLflow to take what is left
@@ -40,6 +38,20 @@ STARTS = 100
 PACKAGES = ("genray", "ray", "torch", "torchvision", "timm", "mlflow", "numpy")
 
 
+MEDIANS = (
+    "images_per_s",
+    "rendered_per_s",
+    "data_wait",
+    "generators",
+    "generator_busy",
+    "generators_useful",
+    "view_age_s",
+    "mib_ahead",
+    *(f"step_ms.{phase}" for phase in balance.PHASES),
+)
+"""Metrics whose medians over the run are in its report."""
+
+
 class RunFailed(Exception):
     """Training ended with an error that the user cannot mend by another command."""
 
@@ -50,22 +62,6 @@ class Stopped(Exception):
     def __init__(self, message: str, interrupted: bool):
         super().__init__(message)
         self.interrupted = interrupted
-
-
-@dataclass(frozen=True)
-class TicketsLeft:
-    """Makes the stream from where the last checkpoint ends; Ray Train's controller calls it when learners start."""
-
-    config: Config
-
-    def __call__(self) -> ray.data.Dataset:
-        from genray import checkpoint, stream
-
-        run = RunDirectory.of(self.config)
-        processes.note(run.processes, "controller")
-        last = checkpoint.last(run.path)
-        place = checkpoint.read_place(last) if last else Place()
-        return stream.blocks(self.config, Course(Plan.of(self.config), place))
 
 
 def fit(
@@ -142,7 +138,7 @@ def _fit(
                 if not placement.startswith("fits"):
                     progress.say(placement)
                 progress.phase("starting generators and learners")
-                returned = stopping.while_training(lambda: _train(config, plan, run, stopping, not may_grow))
+                returned = stopping.while_training(lambda: _train(config, run, stopping, not may_grow))
                 if "stopped" in returned:
                     raise Asked(stopping.number or signal.SIGTERM)
                 hardware = cluster.hardware()
@@ -186,7 +182,7 @@ def _resumable(config: Config, run: RunDirectory) -> str:
     from genray import checkpoint
 
     last = checkpoint.last(run.path)
-    where = f"resumable from step {checkpoint.read_place(last).step}" if last else "resumable from its start"
+    where = f"resumable from step {checkpoint.read_step(last)}" if last else "resumable from its start"
     return f"{config.name} was stopped and is {where}: genray train {run.path}"
 
 
@@ -210,17 +206,18 @@ def _close(
         run.undelivered.unlink(missing_ok=True)
 
 
-def _train(config: Config, plan: Plan, run: RunDirectory, stopping: Stopping, own_ray: bool) -> dict[str, Any]:
+def _train(config: Config, run: RunDirectory, stopping: Stopping, own_ray: bool) -> dict[str, Any]:
     """What rank 0 returned. Ray Train restarts its learners; its controller, if it dies, is started again here."""
     import ray.exceptions
     import ray.train
 
     from genray import checkpoint
+    from genray.train import train_loop
 
     reached, deaths = checkpoint.last(run.path), 0
     while True:
         try:
-            return cast("dict[str, Any]", _trainer(config, plan, run).fit().return_value)
+            return cast("dict[str, Any]", _trainer(config, train_loop, {"config": config}).fit().return_value)
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
             # One of Ray's own actors may die, or a learner while the others are being started.
             cause = getattr(error, "controller_failure", error)
@@ -236,22 +233,32 @@ def _train(config: Config, plan: Plan, run: RunDirectory, stopping: Stopping, ow
                 cluster.free_reservations()
 
 
-def _trainer(config: Config, plan: Plan, run: RunDirectory) -> TorchTrainer:
+def run_learners(config: Config, loop: Callable[[dict[str, Any]], Any], arguments: dict[str, Any]) -> Result:
+    """Run something else than training in the learners of a run; raises RunFailed or UserError."""
+    import ray.train
+
+    try:
+        return _trainer(config, loop, arguments).fit()
+    except ray.train.TrainingFailedError as error:
+        raise _cause(error) from error
+
+
+def _trainer(config: Config, loop: Callable[[dict[str, Any]], Any], arguments: dict[str, Any]) -> TorchTrainer:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from genray import stream
     from genray.recorder import Recorder
-    from genray.train import train_loop
+    from genray.shares import Nothing, Shares
 
     learners = config.learners
     few, many = learners.bounds
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(START_TIMEOUT_S if few == many else RESIZE_TIMEOUT_S)
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(learners.hang_timeout_s)
-    stream.prepare_context(plan)
+    stream.prepare_context(Plan.of(config))
     return TorchTrainer(
-        train_loop,
-        train_loop_config={"config": config},
+        loop,
+        train_loop_config=arguments,
         # A step's collective operations begin when every learner has its block, so they may be held to a short time.
         torch_config=TorchConfig(timeout_s=max(1, round(learners.hang_timeout_s))),
         scaling_config=ray.train.ScalingConfig(
@@ -264,16 +271,16 @@ def _trainer(config: Config, plan: Plan, run: RunDirectory) -> TorchTrainer:
         ),
         run_config=ray.train.RunConfig(
             name=config.name,
-            storage_path=str(run.path.parent),
+            storage_path=str(RunDirectory.of(config).path.parent),
             failure_config=ray.train.FailureConfig(
                 max_failures=-1,  # the recorder counts those without progress
                 controller_failure_limit=STARTS,
             ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=learners.keep),
-            callbacks=[Recorder(run.path, learners.max_failures)],
+            callbacks=[Recorder(config)],
         ),
-        datasets={stream.NAME: TicketsLeft(config)} if config.generators.mode == "pool" else None,
-        dataset_config=stream.data_config(plan),
+        datasets={stream.NAME: Nothing(config)} if config.generators.mode == "pool" else None,  # type: ignore[dict-item]
+        dataset_config=Shares(config),
     )
 
 
@@ -304,13 +311,22 @@ def _report(
         "probes": probes,
         "steps": config.training.steps,
         "loss": found[-1]["loss"] if found else None,
-        **{key: median(key) for key in ("images_per_s", "data_wait", "generator_busy", "view_age_s")},
+        **{key: median(key) for key in MEDIANS},
+        "advice": _advice(config, run, median("generators"), balance.over_a_run(found)),
         "faults": faults.counts(run.faults),
         "seconds_to_first_step": _durations(marks),
         "seconds_total": round(time.time() - marks["command"], 1),
         "seed": config.seed,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
+
+
+def _advice(config: Config, run: RunDirectory, generators: float | None, useful: float | None) -> str | None:
+    """What the balance of generators and learners says about the configuration; None where it was not measured."""
+    if not generators or not useful:
+        return None
+    learners = records.last(run.batches)["learners"]
+    return balance.advice(config.generators.mode, generators, useful, learners, config.stream.reuse)
 
 
 def _durations(marks: dict[str, float]) -> dict[str, float]:

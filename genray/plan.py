@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-
-import numpy as np
 
 from genray.config import Config
 from genray.generators import describe
@@ -17,7 +14,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Plan:
-    """Every derived quantity of a run. A round is one ticket for each learner, the grain of checkpoints."""
+    """Every derived quantity of a run."""
 
     generator: str
     image_size: int
@@ -27,13 +24,11 @@ class Plan:
     num_workers: int
     batch_size: int
     local_batch: int
-    parts: int
-    ticket_batches: int
-    ticket_anchors: int
+    ticket_steps: int
     ticket_bytes: int
     steps: int
-    steps_per_round: int
-    checkpoint_rounds: int
+    reuse: int
+    window: int
     look_ahead_bytes: int
 
     @classmethod
@@ -53,7 +48,7 @@ class Plan:
                 f"got 'independent' with {spec.name}"
             )
         rendered = stream.num_views if config.view.renders else 1
-        low, high = config.learners.bounds
+        high = config.learners.bounds[1]
         workers = num_workers or high
         anchors = stream.ticket_batches * stream.batch_size
         block = anchors * rendered * 3 * spec.image_size**2
@@ -64,7 +59,6 @@ class Plan:
                 f"({2 * high} x {block / MIB:.1f} MiB), got {config.generators.look_ahead_mib}; raise it to "
                 f"{-(-2 * block * high // MIB)} or lower stream.ticket_batches"
             )
-        round_steps = stream.ticket_batches * workers
         return cls(
             generator=spec.name,
             image_size=spec.image_size,
@@ -74,49 +68,63 @@ class Plan:
             num_workers=workers,
             batch_size=stream.batch_size,
             local_batch=stream.batch_size // workers,
-            parts=math.lcm(*range(low, high + 1)),
-            ticket_batches=stream.ticket_batches,
-            ticket_anchors=anchors,
+            ticket_steps=stream.ticket_batches * workers,
             ticket_bytes=block,
             steps=config.training.steps,
-            steps_per_round=round_steps,
-            checkpoint_rounds=-(-config.training.checkpoint_every // round_steps),
+            reuse=stream.reuse,
+            window=stream.reuse_window if stream.reuse > 1 else 1,
             look_ahead_bytes=look_ahead,
         )
 
-    def tickets_from(self, next_ticket: int) -> int:
-        """Tickets the stream still has to render: whole rounds, so that every learner gets equally many."""
-        left = max(0, self.steps - next_ticket * self.ticket_batches)
-        return -(-left // self.steps_per_round) * self.num_workers
+    def fresh_steps(self, step: int) -> int:
+        """How many of the first steps show fresh anchors: all, unless blocks are used more than once."""
+        windows, rest = divmod(step, self.reuse * self.window)
+        return windows * self.window + min(rest, self.window)
 
-    def positions(self, ticket: int) -> np.ndarray:
-        """Places in the stream, counted in anchors from the start of the run, that a ticket shows: int64 `[n]`."""
-        return np.arange(ticket * self.ticket_anchors, (ticket + 1) * self.ticket_anchors)
+    def next_tickets(self, step: int) -> int:
+        """How many steps have been made when learners next need a ticket that they did not need before."""
+        fresh = -(-self.fresh_steps(step) // self.ticket_steps) * self.ticket_steps
+        windows, rest = divmod(fresh, self.window)
+        return windows * self.reuse * self.window + rest
 
-    def ticket_at(self, positions: np.ndarray) -> tuple[int, int]:
-        """The ticket that these positions begin in, and the first of them."""
-        first = int(positions[0])
-        return first // self.ticket_anchors, first
+    def window_of(self, step: int) -> int:
+        """The fresh step with which the window of a step begins: that step itself, unless blocks are used again."""
+        return step // (self.reuse * self.window) * self.window
+
+    def tickets_of(self, step: int) -> list[int]:
+        """The first and the last ticket that a step (counted from 1) shows something of."""
+        use, at = divmod((step - 1) % (self.reuse * self.window), self.window)
+        first, last = self.window_of(step - 1), self.window_of(step - 1) + self.window - 1
+        if use == 0:
+            first = last = first + at
+        return [
+            first // self.ticket_steps * self.num_workers,
+            last // self.ticket_steps * self.num_workers + self.num_workers - 1,
+        ]
 
     def lines(self, config: Config) -> list[str]:
         """The quantities with their formulas, for people."""
         stream, generators, learners = config.stream, config.generators, config.learners
         batch, views, size, workers = stream.batch_size, stream.num_views, self.image_size, self.num_workers
-        total, block = self.steps * batch, self.ticket_bytes / MIB
+        fresh, block = self.fresh_steps(self.steps), self.ticket_bytes / MIB
+        total = fresh * batch
         classes = f"{self.num_classes} classes" if self.num_classes else "no classes"
-        anchors = stream.num_anchors
+        population, anchors = stream.num_anchors, self.ticket_steps * self.local_batch
+        tickets = -(-fresh // self.ticket_steps) * workers
         rows = {
             "generator": f"{self.generator}: {size} px, latents of {self.latent_dim}, {classes}",
             "views": f"{views} of each anchor, {self.rendered_views} rendered ({config.view.kind}), "
             f"augmented by {config.augment.policy}",
             "batch / step": f"{workers} learners x {self.local_batch} = {batch} anchors, {views * batch} images",
-            "ticket": f"{stream.ticket_batches} batches x {batch} = {self.ticket_anchors} anchors, "
+            "ticket": f"{self.ticket_steps} steps x {self.local_batch} = {anchors} anchors, "
             f"x {self.rendered_views} views x 3 x {size} x {size} = {block:.1f} MiB",
-            "round": f"{workers} tickets = {self.steps_per_round} steps; a checkpoint every "
-            f"{self.checkpoint_rounds} rounds = {self.checkpoint_rounds * self.steps_per_round} steps",
-            "run": f"{self.steps} steps x {batch} = {total:,} anchors from {self.tickets_from(0)} tickets"
-            + (f", {total / anchors:.1f} epochs of {anchors:,}" if anchors else ""),
+            "run": f"{fresh} fresh steps x {batch} = {total:,} anchors in {tickets} tickets"
+            + (f", {total / population:.1f} epochs of {population:,}" if population else ""),
         }
+        if self.reuse > 1:
+            rows["reuse"] = (
+                f"each anchor {self.reuse} times, in windows of {self.window} fresh steps: {self.steps} steps"
+            )
         if generators.mode == "pool":
             rows["generators"] = (
                 f"{_range(generators.bounds)} actors x {generators.num_gpus:g} GPU, {generators.num_cpus:g} CPU"

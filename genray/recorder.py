@@ -13,7 +13,8 @@ from typing import Any
 
 from ray.train import Checkpoint, UserCallback
 
-from genray import faults, processes, records
+from genray import balance, faults, processes, records
+from genray.config import Config
 from genray.rundir import RunDirectory
 from genray.settings import UserError, reason_in
 
@@ -35,12 +36,12 @@ class Recorder(UserCallback):
     """Appends a record for each report, the learners' mean, and a line for each step; none for what is there already.
 
     Args:
-        path: the run's directory.
-        max_failures: failures of the learners in a row, without a new checkpoint, that are survived.
+        config: the run; more failures of its learners in a row than `learners.max_failures`, without a new checkpoint,
+            are not survived.
     """
 
-    def __init__(self, path: Path, max_failures: int):
-        self.run, self.max_failures = RunDirectory(path), max_failures
+    def __init__(self, config: Config):
+        self.run, self.config = RunDirectory.of(config), config
         self.reached: int | None = None
         self.failures = 0
         self.steps: OrderedDict[int, dict[str, Any]] = OrderedDict()
@@ -59,7 +60,8 @@ class Recorder(UserCallback):
         if metrics[0]["step"] <= self.reached:
             return  # learners that restarted from a checkpoint repeat it
         self.reached = metrics[0]["step"]
-        records.append(self.run.metrics, {"time": time.time(), **merged(metrics)})
+        measured = [balance.Window(**record.pop("measured")) for record in metrics if "measured" in record]
+        records.append(self.run.metrics, {"time": time.time(), **merged(metrics), **self._balance(measured)})
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Note a failure, and end the run where another start of the learners would only meet it again."""
@@ -76,7 +78,7 @@ class Recorder(UserCallback):
                 raise UserError(reason.message)
             if reason.name in HOPELESS:
                 raise Hopeless(reason.message)
-        if self.failures > self.max_failures:
+        if self.failures > self.config.learners.max_failures:
             raise CrashLoop(
                 f"the learners failed {self.failures} times without a new checkpoint; the last error: {told}"
             )
@@ -89,17 +91,19 @@ class Recorder(UserCallback):
         self.steps = OrderedDict((line["step"], line) for line in records.read(self.run.batches)[-REMEMBERED:])
         self.written = max(self.steps, default=0)
 
-    def _record_batches(self, batches: list[dict[str, Any]]) -> None:
-        """Write the lines that are new: of a step that is made again, only if other learners share its tickets now.
+    def _balance(self, measured: list[balance.Window]) -> dict[str, float]:
+        if not measured:
+            return {}
+        stream, generators = self.config.stream, self.config.generators
+        fewest = generators.bounds[0] if generators.mode == "pool" else 1
+        return balance.metrics(measured, stream.batch_size * stream.num_views, fewest)
 
-        Made again in the same way, it must have seen the same.
-        """
-        new = []
+    def _record_batches(self, batches: list[dict[str, Any]]) -> None:
+        """Write the lines that are new. A step that is made again must have seen the same, whoever makes it."""
+        new = [line for line in batches if line["step"] > self.written]
         for line in batches:
             before = self.steps.get(line["step"])
-            if line["step"] > self.written or (before and _shared(before) != _shared(line)):
-                new.append(line)
-            elif before and before != line and not self.differed:
+            if before and _seen(before) != _seen(line) and not self.differed:
                 self.differed = True  # other hardware would say so at each step
                 faults.note(self.run.faults, "replayed differently", was=before, now=line)
         self.steps.update((line["step"], line) for line in new)
@@ -109,9 +113,8 @@ class Recorder(UserCallback):
         records.append(self.run.batches, *new)
 
 
-def _shared(line: dict[str, Any]) -> tuple[int, list[int]]:
-    """By how many learners a step was made, and from which tickets."""
-    return line["learners"], line["tickets"]
+def _seen(line: dict[str, Any]) -> tuple[str, str]:
+    return line["latents"], line["pixels"]
 
 
 def merged(metrics: list[dict[str, Any]]) -> dict[str, Any]:

@@ -155,7 +155,7 @@ class RunDirectory:
             return "finished"
         if self.in_progress():
             return "running"
-        return "resumable" if any(self.path.glob("checkpoint_*/place.json")) else "started"
+        return "resumable" if any(self.path.glob("checkpoint_*/checkpoint.json")) else "started"
 
 
 def runs(storage_path: Path) -> list[RunDirectory]:

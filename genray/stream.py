@@ -28,17 +28,14 @@ from genray.watchdog import Watchdog
 if TYPE_CHECKING:
     import ray.data
     import torch
-    from ray.train import DataConfig
 
 NAME = "views"
-NUMBER_BYTES = 4 * 8
-"""What the number of a ticket takes in the object store, with a margin."""
 PATIENCE = 10
 """Times its longest ticket that a generator may take before it counts as hung."""
 
 
 class PoolGenerator:
-    """An actor of the pool; Ray Data calls it with the number of one portion of the course at a time.
+    """An actor of the pool; Ray Data calls it with the number of one ticket of the course at a time.
 
     A ticket that fails costs the process its life, so that the next attempt is made by a fresh one.
     """
@@ -60,13 +57,13 @@ class PoolGenerator:
             self.renderer = Renderer(config, None if self.config.num_gpus else "cpu")
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Block:
-        positions = self.course.positions(int(batch["id"][0]))
+        ticket = self.course.ticket(int(batch["id"][0]))
         # The first may compile.
         limit = PATIENCE * self.longest if self.warm else self.config.start_timeout_s
         limit = max(self.config.ticket_timeout_s, limit)
         try:
-            with self.attempts.at(*self.course.plan.ticket_at(positions)) as file, self.watchdog.over(limit, file):
-                block = self.renderer.block(positions)
+            with self.attempts.at(ticket) as file, self.watchdog.over(limit, file):
+                block = self.renderer.block(ticket)
         except (NotCounted, TicketFailed, UserError):
             raise
         except Exception:
@@ -77,19 +74,17 @@ class PoolGenerator:
         return block
 
 
-def blocks(config: Config, course: Course) -> ray.data.Dataset:
-    """The portions of the course as blocks, in order, rendered as they are consumed."""
+def blocks(config: Config, course: Course, actor: type = PoolGenerator) -> ray.data.Dataset:
+    """The tickets of the course as blocks, in order, rendered by a pool of such actors as they are consumed."""
     import ray.data
 
     prepare_context(course.plan)
     low, high = config.generators.bounds
-    fewest, most = config.learners.bounds
-    spare = most - fewest and most - 1  # whichever number of learners there is, its last round is complete
     return (
-        ray.data.range(len(course) + spare, override_num_blocks=1)
+        ray.data.range(len(course), override_num_blocks=1)
         .repartition(target_num_rows_per_block=1)
         .map_batches(
-            PoolGenerator,
+            actor,
             fn_constructor_args=(config, course, f"{time.time():.3f}"),
             batch_size=1,
             batch_format="numpy",
@@ -115,37 +110,22 @@ def prepare_context(plan: Plan) -> None:
     context.print_on_execution_start = False
 
 
-def data_config(plan: Plan) -> DataConfig:
-    """How the learners share the stream: in ticket order, with a look-ahead bounded in bytes."""
-    from ray.data import ExecutionOptions, ExecutionResources
-    from ray.train import DataConfig
-
-    # These options replace the dataset's own wholesale, so everything that matters is stated here.
-    options = ExecutionOptions(
-        preserve_order=True,
-        # The numbers of the tickets lie in the same store, twice; were they to fill it, no ticket could be rendered.
-        resource_limits=ExecutionResources(
-            object_store_memory=plan.look_ahead_bytes + NUMBER_BYTES * (plan.tickets_from(0) + plan.parts)
-        ),
-    )
-    return DataConfig(execution_options={NAME: options}, enable_shard_locality=False)
-
-
 def from_stream(shard: ray.data.DataIterator) -> Iterator[Block]:
     """This learner's blocks as numpy arrays that share the object store's memory."""
     yield from shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
 
 
-def rendered_here(config: Config, course: Course, rank: int, device: torch.device) -> Iterator[Block]:
-    """The same blocks, rendered by the learner itself; the generator is loaded before the first is asked for."""
-    renderer, run = Renderer(config, device), RunDirectory.of(config)
-    attempts = Attempts(run.attempts / "inline", run.faults, config.generators.max_attempts, deaths=False)
+class Here:
+    """A learner's own generator: the same blocks, rendered by the learner itself."""
 
-    def rendered() -> Iterator[Block]:
-        for together in course.of_learner(rank):
-            for positions in together:
-                with attempts.at(*course.plan.ticket_at(positions)):
-                    block = renderer.block(positions)
-                yield block
+    def __init__(self, config: Config, device: torch.device):
+        run = RunDirectory.of(config)
+        self.renderer = Renderer(config, device)
+        self.attempts = Attempts(run.attempts / "inline", run.faults, config.generators.max_attempts, deaths=False)
 
-    return rendered()
+    def blocks(self, course: Course, rank: int) -> Iterator[Block]:
+        """Its tickets of the course, each when it is asked for."""
+        for ticket in course.of_learner(rank):
+            with self.attempts.at(ticket):
+                block = self.renderer.block(ticket)
+            yield block

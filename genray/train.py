@@ -16,7 +16,7 @@ from ray.train.collective import barrier, broadcast_from_rank_zero
 
 from genray import processes, stream
 from genray.config import Config
-from genray.course import Course, Place
+from genray.course import Course
 from genray.plan import Plan
 from genray.rundir import RunDirectory
 from genray.views import Block
@@ -43,26 +43,26 @@ def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
     rank, world = context.get_world_rank(), context.get_world_size()
     processes.note(run.processes, f"learner {rank}")
     with ThreadPoolExecutor(1) as beside:
-        first = beside.submit(_pool_blocks, config)  # generators start while this process imports torch
-        learner = _learner(config, rank, world)
+        first = beside.submit(pool_blocks, config)  # generators start while this process imports torch
+        learner = learner_here(config, rank, world)
         blocks = first.result()
     if config.generators.mode == "inline":
-        blocks = stream.rendered_here(config, Course(learner.plan, learner.place), rank, learner.device)
+        blocks = stream.Here(config, learner.device).blocks(Course(learner.plan, learner.step), rank)
     judge = _judge(learner)
-    asked = Asked(run, learner.plan, learner.place.step)
+    asked = Asked(run, learner.plan, learner.step)
     if world > 1:
         barrier()  # from here on the collective operations of torch have a time limit
-    for record, place in learner.train(_drawn(_together(blocks, world), learner), asked):
+    for record, checkpoint_due in learner.train(_drawn(_together(blocks, world), learner), asked):
         if judge and record and record["step"] % config.probe.every == 0:
             record["knn"] = judge(learner.features)
-        if place is None or rank != 0:
+        if not checkpoint_due or rank != 0:
             ray.train.report(record)
             continue
         with tempfile.TemporaryDirectory() as path:
             learner.save(Path(path))
             ray.train.report(record, ray.train.Checkpoint.from_directory(path))
-    if learner.place.step < learner.plan.steps:
-        return {"stopped": learner.place.step}
+    if learner.step < learner.plan.steps:
+        return {"stopped": learner.step}
     if rank != 0:
         return {}
     from genray.export import export_run
@@ -86,13 +86,12 @@ class Asked:
         self.next = step + 1
         self.seen, self.at = step, time.monotonic()
 
-    def __call__(self, place: Place) -> Wish:
-        if place.step < self.next:
+    def __call__(self, step: int) -> Wish:
+        if step < self.next:
             return "go on"
         preempted = ray.train.get_preemption_info() is not None
-        wish, later = broadcast_from_rank_zero(self._wish(place.step, preempted) if self.rank == 0 else None)
-        left = self.plan.ticket_batches * place.num_workers - place.batch  # of the blocks that the learners have
-        self.next = min(later, place.step + left + 1)
+        wish, later = broadcast_from_rank_zero(self._wish(step, preempted) if self.rank == 0 else None)
+        self.next = min(later, self.plan.next_tickets(step) + 1)
         return wish
 
     def _wish(self, step: int, preempted: bool) -> tuple[Wish, int]:
@@ -128,7 +127,7 @@ def final_probes(learner: Learner) -> dict[str, dict[str, float]]:
     return probe_report(encoders, learner.config.probe, "test", learner.policy.size)
 
 
-def _pool_blocks(config: Config) -> Iterator[Block]:
+def pool_blocks(config: Config) -> Iterator[Block]:
     """This learner's blocks from the pool, once the first one is here; none where learners render their own."""
     if config.generators.mode == "inline":
         return iter(())
@@ -137,7 +136,7 @@ def _pool_blocks(config: Config) -> Iterator[Block]:
     return iter(()) if first is None else chain([first], blocks)
 
 
-def _learner(config: Config, rank: int, world: int) -> Learner:
+def learner_here(config: Config, rank: int, world: int) -> Learner:
     """The learner of this process, where its last checkpoint left it."""
     import ray.train.torch
 

@@ -1,4 +1,4 @@
-"""A ticket's block: the views of a fixed range of anchors, a pure function of (seed, ticket).
+"""A ticket's block: the views of the anchors it stands for, a pure function of the seed and their positions.
 
 Which process renders it, when, and how often cannot change it.
 """
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from genray.config import Config
+from genray.course import Ticket
 from genray.generators import BadImages, Generator, load
 from genray.plan import Plan, anchors_of
 
@@ -97,23 +98,23 @@ class Renderer:
             "epoch": epoch,
         }
 
-    def block(self, position: np.ndarray) -> Block:
-        """Render one portion of the stream, which lies within one ticket but for the rest of an interrupted round.
+    def block(self, ticket: Ticket) -> Block:
+        """Render one ticket.
 
         Returns:
             `views` uint8 `[n, V, 3, H, W]` (V = 1 for Tx only), `label` int64, `latent` float32 `[n, V, d]`, `anchor`,
-            `epoch`, `position` and `ticket` int64; `created_at` (unix seconds), `render_s` and `generator`, constant
-            in the block.
+            `epoch` and `position` int64; `ticket` int64, `created_at` (unix seconds), `render_s` and `generator`,
+            constant in the block.
 
         Raises:
             BadImages: the images are not finite, of another shape or type, or constant.
         """
-        started, n = time.perf_counter(), len(position)
-        shown = self.shown(position)
+        started, n = time.perf_counter(), len(ticket.positions)
+        shown = self.shown(ticket.positions)
         return {
             **shown,
-            "position": position,
-            "ticket": position // self.plan.ticket_anchors,
+            "position": ticket.positions,
+            "ticket": np.full(n, ticket.number),
             "created_at": np.full(n, time.time()),
             "render_s": np.full(n, time.perf_counter() - started),
             "generator": np.full(n, self.identity),

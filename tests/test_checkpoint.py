@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from genray import checkpoint, optim
 from genray.config import LARS, SGD, AdamW
-from genray.course import Place
 
 
 def network(layout: torch.memory_format, seed: int) -> nn.Module:
@@ -43,12 +42,12 @@ def test_a_restored_run_goes_on_bit_by_bit(
     optimizer = optim.build(config, model)
     step(model, optimizer, images[0])
     step(model, optimizer, images[1])
-    place, window = Place(step=2, next_ticket=5, batch=3, num_workers=2), checkpoint.Open(3, 1.5)
-    checkpoint.save(tmp_path, place, model, optimizer, window)
+    window = checkpoint.Open(3, 1.5, [{"step": 2, "learners": 1, "tickets": [0, 0], "latents": "00", "pixels": "ff"}])
+    checkpoint.save(tmp_path, 2, model, optimizer, window)
 
     other = network(layout, seed=1)
     resumed = optim.build(config, other)
-    assert checkpoint.restore(tmp_path, other, resumed) == (place, window)
+    assert checkpoint.restore(tmp_path, other, resumed) == (2, window)
     assert other[0].weight.is_contiguous(memory_format=layout)
     for key, value in model.state_dict().items():
         torch.testing.assert_close(other.state_dict()[key], value, rtol=0, atol=0)
@@ -58,12 +57,12 @@ def test_a_restored_run_goes_on_bit_by_bit(
         torch.testing.assert_close(other.state_dict()[key], value, rtol=0, atol=0)
 
 
-def test_the_place_is_read_alone(tmp_path: Path) -> None:
+def test_the_step_is_read_alone(tmp_path: Path) -> None:
     model = network(torch.contiguous_format, 0)
-    checkpoint.save(tmp_path, Place(step=7, next_ticket=3), model, optim.build(SGD(), model))
+    checkpoint.save(tmp_path, 7, model, optim.build(SGD(), model))
     for name in ("model.safetensors", "optimizer.pt"):
         (tmp_path / name).unlink()
-    assert checkpoint.read_place(tmp_path) == Place(step=7, next_ticket=3)
+    assert checkpoint.read_step(tmp_path) == 7
 
 
 class Evil:
@@ -80,7 +79,7 @@ class Evil:
 def test_nothing_in_a_checkpoint_is_executed(archive: bool, tmp_path: Path) -> None:
     model = network(torch.contiguous_format, 0)
     optimizer = optim.build(SGD(), model)
-    checkpoint.save(tmp_path, Place(), model, optimizer)
+    checkpoint.save(tmp_path, 0, model, optimizer)
     evil = {**optimizer.state_dict(), "state": Evil(f"touch {tmp_path}/executed")}
     if archive:
         torch.save(evil, tmp_path / "optimizer.pt")
@@ -96,11 +95,11 @@ def test_a_run_without_a_checkpoint_has_none(tmp_path: Path) -> None:
     assert checkpoint.tidy(tmp_path, keep=2) == []
 
 
-def written(run: Path, step: int) -> Path:
+def written(run: Path, step: int, open_steps: int = 0) -> Path:
     directory = run / f"checkpoint_{step}"
     directory.mkdir()
     model = network(torch.contiguous_format, step)
-    checkpoint.save(directory, Place(step, step), model, optim.build(SGD(), model))
+    checkpoint.save(directory, step, model, optim.build(SGD(), model), checkpoint.Open(open_steps))
     return directory
 
 
@@ -118,7 +117,7 @@ def change_a_bit(file: Path) -> None:
     file.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "place.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "checkpoint.json"])
 @pytest.mark.parametrize("spoil", [cut_short, change_a_bit, Path.unlink], ids=["cut short", "changed", "missing"])
 def test_a_checkpoint_that_is_not_whole_is_passed_over(
     name: str, spoil: Callable[[Path], None], tmp_path: Path
@@ -168,3 +167,12 @@ def test_a_checkpoint_ahead_of_the_records_is_not_committed(tmp_path: Path) -> N
     assert checkpoint.last(tmp_path) == tmp_path / "checkpoint_8"
     (tmp_path / checkpoint.RAY_STATE).write_text('{"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_4"}]}')
     assert checkpoint.last(tmp_path) == tmp_path / "checkpoint_4"
+
+
+def test_the_open_window_of_a_checkpoint_need_not_be_recorded(tmp_path: Path) -> None:
+    """What these steps saw is in the checkpoint, and comes with the next record."""
+    written(tmp_path, 6, open_steps=2)
+    record(tmp_path, 3)
+    assert checkpoint.last(tmp_path) is None
+    record(tmp_path, 4)
+    assert checkpoint.last(tmp_path) == tmp_path / "checkpoint_6"

@@ -38,7 +38,7 @@ def refused(directory: Path, *arguments: str) -> str:
 def test_help_answers_at_once(tmp_path: Path) -> None:
     code = ["-X", "importtime", "-m", "genray.cli", "--help"]
     done = subprocess.run([sys.executable, *code], capture_output=True, text=True, check=True, cwd=tmp_path)
-    for command in ("train", "evaluate", "export", "preview", "list", "presets", "fields"):
+    for command in ("train", "bench", "evaluate", "export", "preview", "list", "presets", "fields"):
         assert command in done.stdout
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "pydantic" in imported  # the list is what it should be
@@ -196,6 +196,41 @@ def test_missing_weights_are_told_in_one_line(
         rf"\(.+\); put config.json and pytorch_model.bin at {tmp_path}/cache/biggan-deep-128\n",
         said,
     ), said
+
+
+REPORT = {
+    "directory": "runs/first",
+    "probes": {"trained": {"knn": 0.876, "linear": 0.9}, "raw_pixels": {"knn": 0.4, "linear": 0.25}},
+    "steps": 400,
+    "images_per_s": 1234.5,
+    "advice": "generators and learners are in balance: 2.0 generators are of use, there are 2",
+    "seconds_to_first_step": {"Ray started": 9.0, "first step": 21.4, "total": 30.4},
+    "seconds_total": 250.4,
+    "mlflow": "http://mlflow:5000",
+}
+
+
+def test_a_finished_run_is_told_with_what_to_make_of_its_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    cli._print_report(REPORT)
+    assert capsys.readouterr().out.splitlines() == [
+        "unseen images        kNN   linear",
+        "trained            87.6%    90.0%",
+        "raw pixels         40.0%    25.0%",
+        "400 steps in 250 s, 30 s of them before the first step; 1,234 images/s while training",
+        "generators and learners are in balance: 2.0 generators are of use, there are 2",
+        "report  runs/first/report.json",
+        "encoder runs/first/export",
+        "MLflow  http://mlflow:5000",
+    ]
+
+
+def test_what_was_not_measured_is_not_told(capsys: pytest.CaptureFixture[str]) -> None:
+    cli._print_report({**REPORT, "probes": {}, "advice": None, "seconds_to_first_step": {}, "mlflow": None})
+    assert capsys.readouterr().out.splitlines() == [
+        "400 steps in 250 s; 1,234 images/s while training",
+        "report  runs/first/report.json",
+        "encoder runs/first/export",
+    ]
 
 
 @pytest.mark.parametrize("command", ["evaluate", "export"])

@@ -131,6 +131,10 @@ def test_what_lies_on_the_edge_is_allowed(values: dict[str, Any]) -> None:
         ({"model": {"compile": "maybe"}}, "model.compile must be true or false, got 'maybe'"),
         ({"stream": {"num_views": 1}}, "stream.num_views must be greater than or equal to 2, got 1"),
         ({"stream": {"batch_size": 1}}, "stream.batch_size must be greater than 1, got 1"),
+        ({"stream": {"ticket_batches": 0}}, "stream.ticket_batches must be greater than 0, got 0"),
+        ({"stream": {"reuse": 0}}, "stream.reuse must be greater than 0, got 0"),
+        ({"stream": {"reuse": 1.5}}, "stream.reuse must be an integer, got 1.5"),
+        ({"stream": {"reuse_window": 1}}, "stream.reuse_window must be greater than or equal to 2, got 1"),
         ({"generator": {"truncation": 1.5}}, "generator.truncation must be less than or equal to 1, got 1.5"),
         ({"view": {"std": 0}}, "view.std must be greater than 0, got 0"),
         ({"optimizer": {"lr": -1}}, "optimizer.lr must be greater than 0, got -1"),
@@ -210,6 +214,7 @@ def test_a_section_of_several_kinds_has_a_default_one() -> None:
         {"learners": {"num_workers": [2, 4], "hang_timeout_s": 0.5}, "stream": {"batch_size": 48}},
         {"generators": {"num": [1, 4]}, "augment": {"scale": [0.1, 1.0], "jitter": [1, 1, 1, 0.5], "flip": 0.0}},
         {"generator": {**CUSTOM, "options": {"depth": [1, 2], "inner": {"a": None}}}, "view": {"kind": "none"}},
+        {"stream": {"ticket_batches": 1, "reuse": 4, "reuse_window": 16}},
         {"stream": {"num_anchors": 1000, "num_neighbors": 20}, "tracking": {"uri": "http://mlflow:5000"}},
     ],
 )
@@ -225,6 +230,7 @@ def test_json_spells_out_every_default() -> None:
     values = Config(name="x").to_dict()
     assert values["training"]["steps"] == 10_000
     assert values["stream"]["num_anchors"] is None
+    assert (values["stream"]["reuse"], values["stream"]["reuse_window"]) == (1, 64)
     assert values["view"] == {"kind": "gaussian", "std": 1.0, "truncated": True}
 
 
@@ -261,6 +267,20 @@ def test_paths_that_may_change_exist() -> None:
         node: Any = Config(name="x").to_dict()
         for step in path.split("."):
             node = node[step]
+
+
+def test_the_reference_says_what_may_change() -> None:
+    section, found = "", set()
+    for line in reference().splitlines():
+        if line.startswith("["):
+            section = line[1:].partition("]")[0]
+            name = section
+        else:
+            name = f"{section}.{line.strip().partition(' = ')[0]}"
+        if "May change when a run is resumed." in line:
+            found.add(name)
+    assert found == {"generators", "learners", "tracking", "stream.ticket_batches"}
+    assert set(MAY_CHANGE) == found | {"storage_path", "training.log_every"}
 
 
 def test_the_reference_explains_every_field() -> None:

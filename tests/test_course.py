@@ -6,11 +6,10 @@ import itertools
 from collections.abc import Iterator
 from functools import cache
 
-import numpy as np
 import pytest
 from fakes import small
 
-from genray.course import Course, Place
+from genray.course import Course
 from genray.plan import Plan
 
 BATCH = 12
@@ -21,172 +20,173 @@ Steps = list[list[list[int]]]
 
 
 @cache
-def plan(workers: int, ticket_batches: int, steps: int, bounds: tuple[int, int] | None = None) -> Plan:
-    """That of one start; `bounds` where the number of learners may change while it runs."""
+def plan(workers: int, ticket_batches: int, steps: int, reuse: int = 1, window: int = 64) -> Plan:
     config = small(
-        stream={"batch_size": BATCH, "ticket_batches": ticket_batches},
-        learners={"num_workers": bounds or workers},
+        stream={
+            "batch_size": BATCH,
+            "ticket_batches": ticket_batches,
+            "reuse": reuse,
+            "reuse_window": window,
+        },
+        learners={"num_workers": workers},
         training={"steps": steps},
     )
-    return Plan.of(config, workers)
+    return Plan.of(config)
 
 
-def walked(found: Plan, place: Place, stop: int) -> tuple[Steps, Place]:
-    """The steps from a place to before `stop`, cut from the portions of each learner, and where the run then stands."""
+def numbered(course: Course) -> list[tuple[int, list[int]]]:
+    tickets = map(course.ticket, range(len(course)))
+    return [(ticket.number, ticket.positions.tolist()) for ticket in tickets]
+
+
+def walked(found: Plan, begin: int, stop: int) -> Steps:
+    """The steps from one to before another, cut from each learner's tickets."""
 
     def batches(rank: int) -> Iterator[list[int]]:
-        for together in Course(found, place).of_learner(rank):
-            width = found.local_batch // len(together)
-            yield from np.concatenate([part.reshape(-1, width) for part in together], axis=1).tolist()
+        for ticket in Course(found, begin).of_learner(rank):
+            yield from ticket.positions.reshape(-1, BATCH // found.num_workers).tolist()
 
     learners = [batches(rank) for rank in range(found.num_workers)]
-    made = [[next(learner) for learner in learners] for _ in range(stop - place.step)]
-    for _ in made:
-        place = place.after_step(found)
-    return made, place
+    return [[next(learner) for learner in learners] for _ in range(begin, stop)]
 
 
-def stands_for(place: Place, ticket_anchors: int) -> list[int]:
-    """The positions that have been used where a run stands at this place, by what a place means."""
-    begun = [
-        range((place.next_ticket + learner) * ticket_anchors, (place.next_ticket + learner + 1) * ticket_anchors)
-        for learner in range(place.num_workers)
+def expected(workers: int, begin: int, stop: int) -> Steps:
+    """The same, by what a step is."""
+    share = BATCH // workers
+    return [
+        [list(range(step * BATCH + part, step * BATCH + part + share)) for part in range(0, BATCH, share)]
+        for step in range(begin, stop)
     ]
-    share = BATCH // (place.num_workers or 1)
-    return [*range(place.next_ticket * ticket_anchors), *itertools.chain(*(r[: place.batch * share] for r in begun))]
-
-
-def flat(made: Steps) -> list[int]:
-    return [position for step in made for learner in step for position in learner]
-
-
-def check_shares(made: Steps, workers: int) -> None:
-    for step in made:
-        assert [len(learner) for learner in step] == [BATCH // workers] * workers
 
 
 @pytest.mark.parametrize("ticket_batches", [1, 2, 3])
-@pytest.mark.parametrize("first", NUMBERS)
-def test_a_stop_at_any_step_and_any_other_number_of_learners_use_each_anchor_once(
-    first: int, ticket_batches: int
+@pytest.mark.parametrize("workers", NUMBERS)
+def test_a_step_shows_the_same_anchors_whoever_makes_it(workers: int, ticket_batches: int) -> None:
+    for steps in (1, ticket_batches * workers, 20):
+        made = walked(plan(workers, ticket_batches, steps), 0, steps)
+        assert made == expected(workers, 0, steps)
+        assert list(itertools.chain(*itertools.chain(*made))) == list(range(steps * BATCH))
+
+
+@pytest.mark.parametrize("ticket_batches", [1, 3])
+@pytest.mark.parametrize("numbers", itertools.product(NUMBERS, repeat=3))
+def test_stops_at_any_steps_and_any_other_numbers_of_learners_use_each_anchor_once(
+    numbers: tuple[int, int, int], ticket_batches: int
 ) -> None:
-    for second in NUMBERS:
-        tickets = first + 2 * second  # whole rounds, so that all of them are used
-        steps = tickets * ticket_batches
-        for stop in range(ticket_batches * first + 1):
-            before, place = walked(plan(first, ticket_batches, steps), Place(), stop)
-            after, end = walked(plan(second, ticket_batches, steps), place, steps)
-            check_shares(before, first)
-            check_shares(after, second)
-            assert sorted(flat(before)) == stands_for(place, ticket_batches * BATCH)
-            if stop:
-                assert sorted(flat(before + after)) == list(range(steps * BATCH))
-                assert end == Place(steps, tickets)
+    steps = 14
+    for stops in itertools.combinations_with_replacement(range(0, steps + 1, 2), 2):
+        spans = itertools.pairwise((0, *stops, steps))
+        made: Steps = []
+        for workers, (begin, stop) in zip(numbers, spans, strict=True):
+            made += walked(plan(workers, ticket_batches, steps), begin, stop)
+        assert list(itertools.chain(*itertools.chain(*made))) == list(range(steps * BATCH))
 
 
 @pytest.mark.parametrize("ticket_batches", [1, 2, 3])
-def test_stops_within_the_rest_of_a_round_lose_nothing_either(ticket_batches: int) -> None:
-    steps = 24
-    for numbers in itertools.product((1, 2, 3, 4), repeat=3):
-        for stop, further in itertools.product(range(1, ticket_batches * numbers[0]), range(1, 6)):
-            made: Steps = []
-            place = Place()
-            for workers, until in zip(numbers, (stop, stop + further, steps), strict=True):
-                found, place = walked(plan(workers, ticket_batches, steps), place, until)
-                check_shares(found, workers)
-                made += found
-                assert sorted(flat(made)) == sorted(stands_for(place, ticket_batches * BATCH))
-            assert len(set(flat(made))) == steps * BATCH
-            assert place.step == steps
+@pytest.mark.parametrize("workers", NUMBERS)
+def test_a_course_from_any_step_is_the_rest_of_the_whole(workers: int, ticket_batches: int) -> None:
+    found = plan(workers, ticket_batches, 20)
+    for begin in range(21):
+        assert walked(found, begin, 20) == expected(workers, begin, 20)
+        assert sum(len(positions) for _, positions in numbered(Course(found, begin))) == (20 - begin) * BATCH
 
 
-@pytest.mark.parametrize("bounds", [None, (1, 4), (2, 4)])
+def test_tickets_spelt_out() -> None:
+    """Two learners with 6 anchors of each step; a ticket is 4 steps."""
+    found = plan(2, 2, 10)
+    assert numbered(Course(found)) == [
+        (0, [0, 1, 2, 3, 4, 5, *range(12, 18), *range(24, 30), *range(36, 42)]),
+        (1, [6, 7, 8, 9, 10, 11, *range(18, 24), *range(30, 36), *range(42, 48)]),
+        (2, [*range(48, 54), *range(60, 66), *range(72, 78), *range(84, 90)]),
+        (3, [*range(54, 60), *range(66, 72), *range(78, 84), *range(90, 96)]),
+        (4, [*range(96, 102), *range(108, 114)]),
+        (5, [*range(102, 108), *range(114, 120)]),
+    ]
+    assert numbered(Course(found, 7)) == [
+        (2, list(range(84, 90))),
+        (3, list(range(90, 96))),
+        (4, [*range(96, 102), *range(108, 114)]),
+        (5, [*range(102, 108), *range(114, 120)]),
+    ]
+    assert numbered(Course(found, 9)) == [(4, list(range(108, 114))), (5, list(range(114, 120)))]
+
+
 @pytest.mark.parametrize("ticket_batches", [1, 2, 3])
-@pytest.mark.parametrize("workers", [2, 3, 4])
-def test_as_many_learners_go_on_with_the_batches_of_an_uninterrupted_run(
-    workers: int, ticket_batches: int, bounds: tuple[int, int] | None
-) -> None:
-    a_round = workers * ticket_batches
-    found = plan(workers, ticket_batches, 3 * a_round, bounds)
-    whole, _ = walked(found, Place(), found.steps)
-    for stop in range(a_round + 1):
-        before, place = walked(found, Place(), stop)
-        for again in range(stop, a_round + 2):
-            between, later = walked(found, place, again)
-            after, _ = walked(found, later, found.steps)
-            assert before + between + after == whole
-
-
-@pytest.mark.parametrize("bounds", [(1, 4), (2, 3), (2, 4), (3, 4)])
-def test_learners_whose_number_changes_share_what_is_left_of_a_round(bounds: tuple[int, int]) -> None:
-    """The round may have been begun by a number of learners that the bounds no longer allow."""
-    for first in NUMBERS:
-        for stop in range(1, 3 * first):
-            _, place = walked(plan(first, 3, 99), Place(), stop)
-            used = stands_for(place, 3 * BATCH)
-            everyone = []
-            for workers in range(bounds[0], bounds[1] + 1):
-                found = plan(workers, 3, 99, bounds)
-                made, end = walked(found, place, 3 * first)
-                check_shares(made, workers)
-                assert end == Place(3 * first, first)
-                assert sorted(used + flat(made)) == list(range(3 * first * BATCH))
-                everyone.append([sorted(itertools.chain(*step)) for step in made])
-            assert everyone == everyone[:1] * len(everyone)  # a step shows the same, whoever makes it
-
-
-def test_the_portions_do_not_depend_on_the_number_of_learners() -> None:
-    """The pool is started once, and renders for any number within the bounds."""
-    for place in (Place(), Place(12, 6), Place(5, 0, 5, 4), Place(1, 0, 1, 1)):
-        courses = [Course(plan(workers, 3, 99, (1, 4)), place) for workers in (1, 2, 3, 4)]
-        for portion in range(min(map(len, courses))):
-            positions = [course.positions(portion).tolist() for course in courses]
-            assert positions == positions[:1] * 4
-
-
-@pytest.mark.parametrize("place", [Place(), Place(6, 2), Place(7, 2, 1, 3), Place(10, 2, 4, 2), Place(19, 6, 1, 1)])
-def test_the_learners_take_the_portions_in_turn(place: Place) -> None:
-    for workers in NUMBERS:
-        course = Course(plan(workers, 3, 40), place)
-        taken = [
-            [part.tolist() for together in course.of_learner(rank) for part in together] for rank in range(workers)
+@pytest.mark.parametrize("workers", NUMBERS)
+def test_a_ticket_has_its_number_and_its_anchors_wherever_the_course_begins(workers: int, ticket_batches: int) -> None:
+    """Only the first of each learner's is cut, where the run stands within it."""
+    found, size = plan(workers, ticket_batches, 25), workers * ticket_batches
+    whole = numbered(Course(found))
+    assert [number for number, _ in whole] == list(range(len(whole)))
+    for begin in range(25):
+        left = [
+            (number, [position for position in positions if position >= begin * BATCH])
+            for number, positions in whole
+            if number // workers >= begin // size
         ]
-        in_turn = [taken[portion % workers][portion // workers] for portion in range(len(course))]
-        assert in_turn == [course.positions(portion).tolist() for portion in range(len(course))]
-        assert sum(map(len, taken)) == len(course)
+        assert numbered(Course(found, begin)) == left
 
 
-def test_a_place_counts_the_steps_of_a_round() -> None:
-    found, place, places = plan(2, 2, 99), Place(), []
-    for _ in range(5):
-        places.append(place := place.after_step(found))
-    assert places == [Place(1, 0, 1, 2), Place(2, 0, 2, 2), Place(3, 0, 3, 2), Place(4, 2), Place(5, 2, 1, 2)]
+@pytest.mark.parametrize("ticket_batches", [1, 2, 3])
+@pytest.mark.parametrize("workers", NUMBERS)
+def test_the_last_tickets_end_with_the_run(workers: int, ticket_batches: int) -> None:
+    size = workers * ticket_batches
+    endless = numbered(Course(plan(workers, ticket_batches, 100)))
+    for steps in range(1, 2 * size + 2):
+        rounds = -(-steps // size)
+        assert numbered(Course(plan(workers, ticket_batches, steps))) == [
+            (number, [position for position in positions if position < steps * BATCH])
+            for number, positions in endless[: rounds * workers]
+        ]
 
 
-def test_a_round_stays_that_of_the_learners_who_began_it() -> None:
-    found, place, places = plan(3, 2, 99), Place(2, 0, 2, 2), []
-    for _ in range(3):
-        places.append(place := place.after_step(found))
-    assert places == [Place(3, 0, 3, 2), Place(4, 2), Place(5, 2, 1, 3)]
-
-
-def test_a_round_of_one_step_is_over_at_once() -> None:
-    assert Place().after_step(plan(1, 1, 9)) == Place(1, 1)
+@pytest.mark.parametrize("begin", [0, 1, 6, 7, 19])
+@pytest.mark.parametrize("workers", NUMBERS)
+def test_the_learners_take_the_tickets_in_turn(workers: int, begin: int) -> None:
+    course = Course(plan(workers, 2, 40), begin)
+    taken = [
+        [(ticket.number, ticket.positions.tolist()) for ticket in course.of_learner(rank)] for rank in range(workers)
+    ]
+    assert {len(tickets) for tickets in taken} == {len(course) // workers}
+    for index, ticket in enumerate(numbered(course)):
+        assert ticket == taken[index % workers][index // workers]
+        assert ticket[0] % workers == index % workers
 
 
 @pytest.mark.parametrize("workers", NUMBERS)
-def test_a_run_that_ends_within_a_round_asks_for_no_more_of_it(workers: int) -> None:
-    """Six steps of each of two tickets: two are made, and the run ends with the fifth."""
-    course = Course(plan(workers, 3, 5), Place(2, 0, 2, 2))
-    assert len(course) == workers
-    shown = np.sort(np.concatenate([course.positions(portion) for portion in range(len(course))]))
-    half = BATCH // 2
-    assert shown.tolist() == [*range(2 * half, 5 * half), *range(6 * half + 2 * half, 6 * half + 5 * half)]
+def test_a_course_hands_out_places_as_64_bit_integers(workers: int) -> None:
+    far = 2**40
+    course = Course(plan(workers, 2, far), far - 1)
+    positions = [ticket.positions for rank in range(workers) for ticket in course.of_learner(rank)]
+    assert {column.dtype.name for column in positions} == {"int64"}
+    assert [place for column in positions for place in column.tolist()] == list(range((far - 1) * BATCH, far * BATCH))
 
 
-@pytest.mark.parametrize("place", [Place(12, 4), Place(12, 3, 3, 2), Place(12, 0, 12, 6)])
-def test_nothing_is_left_at_the_end(place: Place) -> None:
+@pytest.mark.parametrize(("reuse", "window"), [(2, 3), (3, 4), (4, 2), (2, 8)])
+@pytest.mark.parametrize("workers", NUMBERS)
+def test_with_reuse_a_course_begins_with_the_window_and_has_fresh_steps_only(
+    workers: int, reuse: int, window: int
+) -> None:
+    cycle = reuse * window
+    for steps in range(1, 2 * cycle + 2):
+        fresh = [number for number in range(steps) if number % cycle < window]  # steps that show what is new
+        found = plan(workers, 2, steps, reuse, window)
+        whole = dict(numbered(Course(found)))
+        for begin in range(steps):
+            first = begin // cycle * window * BATCH
+            tickets = numbered(Course(found, begin))
+            needed = sorted(itertools.chain(*(positions for _, positions in tickets)))
+            assert needed == list(range(first, len(fresh) * BATCH))
+            assert tickets == [
+                (number, [position for position in whole[number] if position >= first]) for number, _ in tickets
+            ]
+
+
+@pytest.mark.parametrize(("reuse", "window"), [(1, 2), (2, 3), (3, 4), (2, 12), (2, 64)])
+@pytest.mark.parametrize("steps", [11, 12, 13])
+def test_nothing_is_left_at_the_end(steps: int, reuse: int, window: int) -> None:
+    """Wherever in a round or in a window it is."""
     for workers in NUMBERS:
-        course = Course(plan(workers, 3, 12), place)
+        course = Course(plan(workers, 3, steps, reuse, window), steps)
         assert len(course) == 0
         assert [list(course.of_learner(rank)) for rank in range(workers)] == [[]] * workers

@@ -2,17 +2,21 @@
 
 import importlib.util
 import re
-import time
 import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fakes import small
 
-from genray import configure
+from genray import balance, configure, fit, records
+from genray.config import MAY_CHANGE
+from genray.course import Course
 from genray.learner import Learner, Window
 from genray.plan import Plan
+from genray.recorder import Recorder
+from genray.rundir import RunDirectory
 from genray.views import Renderer
 
 ROOT = Path(__file__).parent.parent
@@ -68,21 +72,65 @@ def test_links_to_files_lead_somewhere(page):
     assert [path for path in missing if not path.endswith("digit_scenes/report.json")] == []
 
 
-def test_every_metric_is_explained():
-    window = Window(steps=1, loss=torch.tensor(1.0))
-    window.received({"render_s": [1.0], "created_at": [time.time()], "generator": ["one"]}, 0.0)
-    record = window.record(Learner(configure.load("demo"), 0, torch.device("cpu")))
-    assert record.pop("batches") == []  # they have a file of their own
-    logged = {*record, "alignment", "uniformity", "lr", "knn"}
-    table = README.partition("## Metrics")[2].partition("\n## ")[0]
-    assert logged <= set(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE))
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """The keys of a record of metrics.jsonl after one step, without what a probe adds."""
+    config = small(storage_path=str(tmp_path_factory.mktemp("runs")), model={"backbone": "resnet18"})
+    run = RunDirectory.of(config)
+    run.path.mkdir()
+    learner, renderer = Learner(config, 0, torch.device("cpu")), Renderer(config, "cpu")
+    window = learner.open = Window(loss=torch.tensor(1.0))
+    window.measured.steps = 1
+    window.measured.arrived(renderer.block(Course(learner.plan).ticket(0)))
+    learner.stopwatch.lap("wait")
+    record = learner._record(1, window, torch.eye(4))
+    Recorder(config).after_report(None, [record], None)
+    return set(records.last(run.metrics))
+
+
+def explained(section):
+    """What the first column of a section's table explains, and the text of each row."""
+    table = README.partition(f"## {section}")[2].partition("\n## ")[0]
+    return dict(re.findall(r"^\| `([\w.]+)` \|(.*)", table, flags=re.MULTILINE))
+
+
+def test_every_metric_is_explained(recorded):
+    phases = {f"step_ms.{phase}" for phase in balance.PHASES}
+    assert phases < recorded
+    rows = explained("Metrics")
+    text = README.partition("## Metrics")[2].partition("| key |")[0]
+    above = set(re.findall(r"`(\w+)`", text)) & recorded
+    assert above == {"step", "anchors", "time"}
+    of_the_end = {"knn", "final.ENCODER.PROBE", "seconds.to_first_step", "seconds.total"}
+    assert set(rows) == recorded - above - phases | {"step_ms.PHASE"} | of_the_end
+    assert set(re.findall(r"`(\w+)`", rows["step_ms.PHASE"].split("|")[1])) == set(balance.PHASES)
+
+
+def test_what_the_report_sums_up_is_measured(recorded):
+    assert set(fit.MEDIANS) <= recorded
+
+
+def test_what_a_record_without_blocks_lacks_is_told():
+    without = balance.metrics([balance.Window(steps=1, seconds={"wait": 1.0})], 1, 1)
+    with_one = balance.metrics([balance.Window(steps=1, seconds={"wait": 1.0}, blocks=1)], 1, 1)
+    told = README.partition("are left out of a")[0].rpartition("\n\n")[2]
+    assert set(re.findall(r"`(\w+)`", told)) == set(with_one) - set(without)
+
+
+def test_what_may_change_is_told():
+    told = README.partition("A changed configuration is refused")[2].partition("may change.")[0]
+    assert set(re.findall(r"`([\w.]+)`", told)) == set(MAY_CHANGE)
 
 
 def test_every_section_is_explained():
-    table = README.partition("## Configuration")[2].partition("\n## ")[0]
-    explained = set(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE))
     settings = configure.load("demo").to_dict()
-    assert explained == {name for name, value in settings.items() if isinstance(value, dict)}
+    assert set(explained("Configuration")) == {name for name, value in settings.items() if isinstance(value, dict)}
+
+
+def test_every_field_of_the_stream_is_named():
+    assert set(re.findall(r"`(\w+)`", explained("Configuration")["stream"])) == set(
+        configure.load("demo").to_dict()["stream"]
+    )
 
 
 def test_figures_are_written_from_a_report(figures):

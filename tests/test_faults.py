@@ -10,14 +10,16 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from genray import faults, records
+from genray.course import Ticket
 from genray.faults import DIED, Attempts, TicketFailed
 from genray.generators import BadImages
 from genray.settings import UserError
 
-TICKET, POSITION = 3, 24
+TICKET = Ticket(3, np.arange(24, 32))
 
 
 @pytest.fixture
@@ -29,18 +31,18 @@ def attempts(log: Path, most: int = 3, deaths: bool = True) -> Attempts:
     return Attempts(log.parent / "attempts" / "one", log, most, deaths)
 
 
-def file_of(found: Attempts, position: int = POSITION) -> Path:
-    return found.directory / f"{position}.jsonl"
+def file_of(found: Attempts) -> Path:
+    return found.directory / "24.jsonl"
 
 
-def fail(found: Attempts, error: Exception, position: int = POSITION) -> None:
-    with found.at(TICKET, position):
+def fail(found: Attempts, error: Exception, ticket: Ticket = TICKET) -> None:
+    with found.at(ticket):
         raise error
 
 
 def die(found: Attempts) -> None:
     """An attempt whose process is gone before it is over."""
-    found.at(TICKET, POSITION).__enter__()
+    found.at(TICKET).__enter__()
 
 
 def hang(found: Attempts) -> None:
@@ -94,7 +96,7 @@ def test_faults_are_counted_by_kind(log: Path) -> None:
 
 def test_an_attempt_that_succeeds_leaves_nothing(log: Path) -> None:
     found = attempts(log)
-    with found.at(TICKET, POSITION) as path:
+    with found.at(TICKET) as path:
         assert path == file_of(found)
         assert [line["fault"] for line in records.read(path)] == ["begun"]
     assert list(found.directory.iterdir()) == []
@@ -111,7 +113,7 @@ def test_a_ticket_is_tried_so_often_and_each_error_is_noted_once(log: Path) -> N
     assert str(error.value) == "ticket 3 failed in 3 fresh processes; the last error: RuntimeError: 3"
     assert error.value.__cause__ is last
     assert told(log) == ["RuntimeError: 1", "RuntimeError: 2", "RuntimeError: 3"]
-    assert {(line["fault"], line["ticket"]) for line in records.read(log)} == {("generator failed", TICKET)}
+    assert {(line["fault"], line["ticket"]) for line in records.read(log)} == {("generator failed", 3)}
 
 
 def test_a_single_attempt_is_called_so(log: Path) -> None:
@@ -123,7 +125,7 @@ def test_no_further_process_tries_a_ticket_that_has_failed(log: Path) -> None:
     tried = []
     with pytest.raises(TicketFailed):
         fail(attempts(log, most=1), RuntimeError("x"))
-    with pytest.raises(TicketFailed, match=r"RuntimeError: x$"), attempts(log, most=1).at(TICKET, POSITION):
+    with pytest.raises(TicketFailed, match=r"RuntimeError: x$"), attempts(log, most=1).at(TICKET):
         tried.append(1)
     assert not tried
     assert told(log) == ["RuntimeError: x"]
@@ -133,18 +135,21 @@ def test_success_forgets_the_errors_before_it(log: Path) -> None:
     for _ in range(3):
         with pytest.raises(RuntimeError):
             fail(attempts(log, most=2), RuntimeError("x"))
-        with attempts(log, most=2).at(TICKET, POSITION):
+        with attempts(log, most=2).at(TICKET):
             pass
     assert told(log) == ["RuntimeError: x"] * 3
 
 
-def test_portions_and_passes_are_counted_apart(log: Path) -> None:
+def test_tickets_and_passes_are_counted_apart(log: Path) -> None:
+    """A ticket is told by where it begins, since its number belongs to other places for other numbers of learners."""
     other = Attempts(log.parent / "attempts" / "two", log, 2, deaths=True)
-    for found, position in ((attempts(log, most=2), 24), (attempts(log, most=2), 26), (other, 24)):
+    elsewhere = Ticket(3, np.arange(26, 32))
+    for found, ticket in ((attempts(log, most=2), TICKET), (attempts(log, most=2), elsewhere), (other, TICKET)):
         with pytest.raises(RuntimeError):
-            fail(found, RuntimeError("x"), position)
-    with pytest.raises(TicketFailed):
-        fail(other, RuntimeError("x"), 24)
+            fail(found, RuntimeError("x"), ticket)
+    with pytest.raises(TicketFailed, match=r"^ticket 7 failed in 2 fresh processes"):
+        fail(other, RuntimeError("x"), Ticket(7, np.arange(24, 40)))
+    assert sorted(path.name for path in other.directory.parent.rglob("*.jsonl")) == ["24.jsonl", "24.jsonl", "26.jsonl"]
 
 
 def test_deaths_count_and_are_noted_by_the_next_attempt(log: Path) -> None:
@@ -253,7 +258,10 @@ def test_starts_that_die_are_counted_until_one_is_ready(tmp_path: Path) -> None:
 def test_an_attempt_that_cannot_be_counted_is_not_made(tmp_path: Path) -> None:
     (tmp_path / "attempts").write_text("a file where the directory would be")
     attempts = faults.Attempts(tmp_path / "attempts", tmp_path / "faults.jsonl", most=3, deaths=True)
-    with pytest.raises(faults.NotCounted, match="attempts at ticket 4 cannot be counted"), attempts.at(4, 32):
+    with (
+        pytest.raises(faults.NotCounted, match="attempts at ticket 4 cannot be counted"),
+        attempts.at(Ticket(4, np.arange(32, 40))),
+    ):
         raise AssertionError("it was made")
 
 

@@ -81,7 +81,7 @@ def test_a_run_leaves_everything_it_promises(storage: Path, inline: list[float])
     assert 0 < report["generator_busy"] <= 1
 
     assert (directory / "previews" / "views.png").read_bytes().startswith(b"\x89PNG")
-    assert len(list(directory.glob("checkpoint_*/place.json"))) == 2  # learners.keep
+    assert len(list(directory.glob("checkpoint_*/checkpoint.json"))) == 2  # learners.keep
     backbone = timm.create_model(f"local-dir:{directory / 'export'}", pretrained=True).eval()
     assert backbone(torch.zeros(1, 3, 32, 32)).shape == (1, 16)
 
@@ -114,7 +114,7 @@ def test_a_killed_run_goes_on_where_its_checkpoint_ends(storage: Path, inline: l
     command = [sys.executable, "-m", "genray.cli", "train", str(file)]
     run = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 180
-    while not list((storage / "killed").glob("checkpoint_*/place.json")) and time.monotonic() < deadline:
+    while not list((storage / "killed").glob("checkpoint_*/checkpoint.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
@@ -143,7 +143,7 @@ def test_an_interrupted_run_has_its_checkpoint_and_says_how_to_resume(storage: P
     assert run.returncode == 130
     last = checkpoint.last(storage / "interrupted")
     assert last is not None
-    step = checkpoint.read_place(last).step
+    step = checkpoint.read_step(last)
     told = f"genray: interrupted was stopped and is resumable from step {step}: genray train {storage / 'interrupted'}"
     assert told in said
     noted = json.loads((storage / "interrupted" / "mlflow.json").read_text())

@@ -16,13 +16,14 @@ import pytest
 import torch
 import torch.distributed
 
-from genray import losses
+from genray import balance, losses, reuse
+from genray.augment import augment_views
 from genray.checkpoint import Open
 from genray.config import Config
 from genray.configure import build
-from genray.course import Course, Place
+from genray.course import Course
 from genray.latents import NoLatentView
-from genray.learner import Learner, NotFinite, OutOfOrder, Report, Wish
+from genray.learner import Learner, NotFinite, OutOfOrder, Wish
 from genray.views import Block, Renderer
 
 CPU = torch.device("cpu")
@@ -60,18 +61,33 @@ def tiny(**sections: Any) -> Config:
 def blocks() -> list[Block]:
     """The tickets of a run of 32 steps, with the embedded generator."""
     renderer = Renderer(tiny(), CPU)
-    return [renderer.block(renderer.plan.positions(ticket)) for ticket in range(TICKETS)]
+    return [renderer.block(ticket) for ticket in Course(renderer.plan).of_learner(0)]
 
 
 def learner(**sections: Any) -> Learner:
     return Learner(tiny(**sections), 0, CPU)
 
 
-def train(made: Learner, blocks: list[Block]) -> tuple[list[dict[str, Any]], list[Place]]:
-    """All records and all places of a run."""
-    reports = list(made.train(iter(blocks)))
-    assert all(bool(report.record) != (report.place is not None) for report in reports)
-    return [report.record for report in reports if report.record], [r.place for r in reports if r.place]
+def portions(blocks: list[Block], made: Learner) -> Iterator[Block]:
+    """What the stream gives this learner from where it stands, cut from the blocks of the whole run."""
+    whole = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    for ticket in Course(made.plan, made.step).of_learner(made.rank):
+        block = {name: column[ticket.positions] for name, column in whole.items()}
+        yield {**block, "ticket": np.full(len(ticket.positions), ticket.number)}
+
+
+def train(
+    made: Learner, blocks: list[Block], asked: Callable[[int], Wish] = lambda step: "go on"
+) -> tuple[list[dict[str, Any]], list[int]]:
+    """All records of a run from where the learner stands, and the steps at which a checkpoint was due."""
+    records, saved = [], []
+    for record, checkpoint in made.train(portions(blocks, made), asked):
+        assert bool(record) != checkpoint
+        if checkpoint:
+            saved.append(made.step)
+        else:
+            records.append(record)
+    return records, saved
 
 
 def test_the_loss_starts_where_chance_does(blocks: list[Block]) -> None:
@@ -94,9 +110,9 @@ def test_reports_come_where_they_are_due(blocks: list[Block]) -> None:
     made = learner(
         training={"steps": 14, "log_every": 4, "checkpoint_every": 5}, probe={"data": "digit-scenes", "every": 6}
     )
-    records, places = train(made, blocks)
+    records, saved = train(made, blocks)
     assert [record["step"] for record in records] == [4, 6, 8, 12, 14]  # every 4, every probe, and the last
-    assert places == [Place(8, 2), Place(14, 3, 2, 1)]  # 5 steps are two rounds of 4; the last lies within its round
+    assert saved == [5, 10, 14]  # every 5, wherever that is within a ticket, and the last
     assert made.marks["model built"] <= made.marks["first block"] <= made.marks["first step"]
 
 
@@ -109,38 +125,109 @@ def test_a_record_is_the_mean_over_its_window(blocks: list[Block]) -> None:
 
 
 def test_the_rest_of_the_stream_is_not_asked_for(blocks: list[Block]) -> None:
-    stream = iter(blocks)
-    list(learner(training={"steps": 6}).train(stream))
+    made = learner(training={"steps": 6})
+    stream = itertools.chain(portions(blocks, made), blocks[2:])
+    list(made.train(stream))
     assert int(next(stream)["ticket"][0]) == 2
 
 
-def test_measurements_travel_with_the_blocks(blocks: list[Block]) -> None:
-    def slow() -> Iterator[Block]:
-        for block in blocks[:2]:
-            time.sleep(0.5)  # before the first it is start-up, before the second it is waiting
-            n = len(block["anchor"])
-            yield {**block, "created_at": np.full(n, time.time() - 100), "render_s": np.full(n, 1e9)}
-
-    made = learner(training={"steps": 8, "log_every": 4}, generators={"num": 3})
-    first, second = [report.record for report in made.train(slow()) if report.record]
-    assert first["data_wait"] == 0
-    elapsed = 4 * BATCH * 2 / second["images_per_s"]
-    assert 0.5 <= second["data_wait"] * elapsed < 2
-    assert second["data_wait"] < 1
-    assert first["view_age_s"] == pytest.approx(100, abs=0.4)
-    assert first["generator_busy"] == 1
+def travelled(blocks: list[Block], pause: float = 0.0) -> Iterator[Block]:
+    """The blocks, each from another generator, which took a minute for it 100 seconds ago."""
+    for number, block in enumerate(blocks):
+        time.sleep(pause)
+        n = len(block["anchor"])
+        times = {"created_at": np.full(n, time.time() - 100), "render_s": np.full(n, 60.0)}
+        yield {**block, **times, "generator": np.full(n, f"host:{number}")}
 
 
-@pytest.mark.parametrize(("start", "given"), [(0, 1), (4, 3), (4, 0)])
-def test_the_stream_must_begin_at_the_next_ticket(blocks: list[Block], start: int, given: int) -> None:
+def test_what_travels_with_the_blocks_is_counted(blocks: list[Block]) -> None:
+    made = learner(training={"steps": 12, "log_every": 8})
+    first, second = [report.record["measured"] for report in made.train(travelled(blocks)) if report.record]
+    assert set(first) == set(balance.Window().to_dict())
+    for found, number in ((first, 2), (second, 1)):
+        assert (found["steps"], found["blocks"], found["images"]) == (4 * number, number, number * 4 * BATCH * 2)
+        assert found["mib"] == number * blocks[0]["views"].nbytes / 2**20
+        assert found["render_s"] == 60 * number
+        assert found["age_s"] == pytest.approx(100 * number, abs=2)
+    assert (first["generators"], second["generators"]) == (["host:0", "host:1"], ["host:2"])
+
+
+def test_a_generator_counts_once(blocks: list[Block]) -> None:
+    records, _ = train(learner(training={"steps": 8, "log_every": 8}), blocks)
+    assert records[0]["measured"]["generators"] == [str(blocks[0]["generator"][0])]
+
+
+def test_waiting_for_a_slow_stream_is_told_but_not_for_its_first_block(blocks: list[Block]) -> None:
+    made = learner(training={"steps": 8, "log_every": 4})
+    reports = made.train(travelled(blocks, pause=0.5))
+    first, second = [report.record["measured"]["seconds"]["wait"] for report in reports if report.record]
+    assert first < 0.25
+    assert 0.5 <= second < 1
+
+
+def test_blocks_that_are_used_again_are_neither_counted_nor_waited_for(blocks: list[Block]) -> None:
+    made = learner(stream={"reuse": 2, "reuse_window": 4}, training={"steps": 16, "log_every": 4})
+    reports = made.train(travelled(blocks, pause=0.5))
+    found = [report.record["measured"] for report in reports if report.record]
+    assert [window["blocks"] for window in found] == [1, 0, 1, 0]
+    assert [window["images"] for window in found] == [4 * BATCH * 2, 0] * 2
+    assert [window["generators"] for window in found] == [["host:0"], [], ["host:1"], []]
+    assert [window["seconds"]["wait"] >= 0.5 for window in found] == [False, False, True, False]
+
+
+def test_the_phases_add_up_to_the_time_that_passed(blocks: list[Block], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With something slow in each of them, which is told apart from the others; the time of a report is not counted."""
+    slow = dict(zip(balance.PHASES, (0.3, 0.1, 0.15, 0.25, 0.2, 0.35), strict=True))
+    made = learner(training={"steps": 8, "log_every": 4})
+
+    def late(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments, **options: (time.sleep(slow[name] / 4), call(*arguments, **options))[1]
+
+    monkeypatch.setattr("genray.learner.augment_views", late("augment", augment_views))
+    monkeypatch.setattr(losses, "contrastive_loss", late("forward_backward", losses.contrastive_loss))
+    monkeypatch.setattr(made.optimizer, "step", late("optimizer", made.optimizer.step))
+    monkeypatch.setattr("genray.learner._checksums", lambda *batch: [0, 0])  # they would be waited for
+    monkeypatch.setattr(made, "images", late("copy", made.images))
+    found, at = [], []
+    for report in made.train(travelled(blocks, slow["wait"]), late("other", lambda step: "go on")):
+        if report.record:
+            at.append(time.perf_counter())
+            found.append(report.record["measured"]["seconds"])
+            time.sleep(0.5)  # a probe
+    assert set(found[0]) == set(found[1]) == set(balance.PHASES)
+    assert all(slow[name] <= seconds for name, seconds in found[1].items())
+    elapsed = at[1] - at[0] - 0.5
+    assert elapsed - 0.1 <= sum(found[1].values()) <= elapsed
+
+
+@pytest.mark.parametrize(("step", "given"), [(0, 1), (16, 3), (16, 0)])
+def test_the_stream_must_begin_at_the_next_ticket(blocks: list[Block], step: int, given: int) -> None:
     made = learner()
-    made.place = Place(step=4 * start, next_ticket=start)
+    made.step = step
     with pytest.raises(
         OutOfOrder,
-        match=f"^learner 0 expected ticket {start} from position {64 * start}, "
+        match=f"^learner 0 expected ticket {step // 4} from position {16 * step}, "
         f"got ticket {given} from position {64 * given}$",
     ):
         next(made.train(iter(blocks[given:])))
+
+
+def test_a_ticket_must_be_cut_where_the_run_stands(blocks: list[Block]) -> None:
+    made = learner()
+    made.step = 18
+    with pytest.raises(
+        OutOfOrder, match=r"^learner 0 expected ticket 4 from position 288, got ticket 4 from position 256$"
+    ):
+        next(made.train(iter(blocks[4:])))
+
+
+@pytest.mark.parametrize("step", [9, 14])
+def test_the_stream_must_begin_where_a_window_does_that_is_used_again(blocks: list[Block], step: int) -> None:
+    made = learner(stream={"reuse": 2, "reuse_window": 4}, training={"log_every": 1})
+    made.step = step
+    with pytest.raises(OutOfOrder, match=r"^learner 0 expected ticket 1 from position 64, got ticket 2"):
+        next(made.train(iter(blocks[2:])))
+    assert next(made.train(iter(blocks[1:]))).record["step"] == step + 1
 
 
 def test_no_ticket_may_be_left_out(blocks: list[Block]) -> None:
@@ -158,11 +245,11 @@ def spoilt_once(step: int) -> Callable[..., torch.Tensor]:
 
 def test_a_loss_that_is_not_finite_ends_the_run(blocks: list[Block], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "contrastive_loss", spoilt_once(step=6))
-    reports: list[Report] = []
+    made, saved = learner(training={"log_every": 16, "checkpoint_every": 4}), []
     with pytest.raises(NotFinite, match="not finite in ticket 1; the last checkpoint is from before it") as error:  # noqa: PT012
-        for report in learner(training={"log_every": 16, "checkpoint_every": 4}).train(iter(blocks)):
-            reports.append(report)
-    assert [report.place for report in reports] == [Place(4, 1)]
+        for report in made.train(iter(blocks)):
+            saved.append((report.checkpoint, made.step))
+    assert saved == [(True, 4)]
     assert "optimizer.lr" in str(error.value)
 
 
@@ -186,106 +273,118 @@ def test_the_learning_rate_is_a_function_of_anchors(blocks: list[Block]) -> None
             assert used == {made.learning_rate(report.record["step"])} == {report.record["lr"]}
 
 
-def test_a_resumed_run_sees_and_computes_the_same(blocks: list[Block], tmp_path: Path) -> None:
-    training = {"steps": 16, "checkpoint_every": 8, "warmup_steps": 2}
-    whole = learner(training=training)
-    losses = []
-    for report in whole.train(iter(blocks)):
-        if report.record:
-            losses.append(report.record["loss"])
-        elif report.place == Place(8, 2):
-            whole.save(tmp_path)
-
-    resumed = learner(training=training)
-    resumed.restore(tmp_path)
-    assert resumed.place == Place(8, 2)
-    records, places = train(resumed, blocks[2:])
-    assert [record["step"] for record in records] == list(range(9, 17))
-    assert [record["loss"] for record in records] == losses[8:]
-    assert places == [Place(16, 4)]
-    for key, value in whole.encoder.state_dict().items():
-        torch.testing.assert_close(resumed.encoder.state_dict()[key], value, rtol=0, atol=0)
-
-
-def wishes(**at: Wish) -> Callable[[Place], Wish]:
+def wishes(**at: Wish) -> Callable[[int], Wish]:
     """What is asked after the steps `s1`, `s2`, …; else to go on."""
-    return lambda place: at.get(f"s{place.step}", "go on")
+    return lambda step: at.get(f"s{step}", "go on")
 
 
-def test_a_stop_within_a_round_is_a_checkpoint_and_the_end(blocks: list[Block]) -> None:
+def test_a_stop_is_a_checkpoint_and_the_end(blocks: list[Block]) -> None:
     told: list[int] = []
 
-    def asked(place: Place) -> Wish:
-        told.append(place.step)
-        return "stop" if place.step == 6 else "go on"
+    def asked(step: int) -> Wish:
+        told.append(step)
+        return "stop" if step == 6 else "go on"
 
     made = learner(training={"log_every": 4, "checkpoint_every": 100})
     reports = list(made.train(iter(blocks), asked))
-    assert [report.record.get("step") for report in reports] == [4, None]
-    assert [report.place for report in reports] == [None, Place(6, 1, 2, 1)]
-    assert made.place == Place(6, 1, 2, 1)
+    assert [(report.record.get("step"), report.checkpoint) for report in reports] == [(4, False), (None, True)]
+    assert (made.step, made.window.steps) == (6, 2)
     assert told == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_stop_at_the_end_of_a_round_and_of_a_window_is_both(blocks: list[Block]) -> None:
+def test_a_stop_at_the_end_of_a_window_leaves_none_open(blocks: list[Block]) -> None:
     made = learner(training={"log_every": 4, "checkpoint_every": 4})
     reports = list(made.train(iter(blocks), wishes(s8="stop")))
-    assert [(report.record.get("step"), report.place) for report in reports] == [
-        (4, None),
-        (None, Place(4, 1)),
-        (8, None),
-        (None, Place(8, 2)),
+    assert [(report.record.get("step"), report.checkpoint) for report in reports] == [
+        (4, False),
+        (None, True),
+        (8, False),
+        (None, True),
     ]
     assert made.window == Open()
 
 
 def test_a_checkpoint_on_demand_does_not_end_anything(blocks: list[Block]) -> None:
     made = learner(training={"steps": 20, "log_every": 20, "checkpoint_every": 8})
-    reports = list(made.train(iter(blocks), wishes(s2="save", s3="save", s6="save")))
-    # The next one on its own is due 8 steps after the last, and between two rounds.
-    assert [report.place for report in reports if report.place] == [
-        Place(2, 0, 2, 1),
-        Place(3, 0, 3, 1),
-        Place(6, 1, 2, 1),
-        Place(16, 4),
-        Place(20, 5),
-    ]
-    assert [report.record["step"] for report in reports if report.record] == [20]
-
-
-def portions(blocks: list[Block], made: Learner) -> Iterator[Block]:
-    """What the stream gives this learner from where it stands, cut from the tickets of the whole run."""
-    whole = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-    for together in Course(made.plan, made.place).of_learner(made.rank):
-        for positions in together:
-            yield {name: column[positions] for name, column in whole.items()}
+    records, saved = train(made, blocks, wishes(s2="save", s3="save", s8="save"))
+    assert saved == [2, 3, 8, 16, 20]  # those that are due come when they would have come
+    assert [record["step"] for record in records] == [20]
 
 
 def lasting(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Records without what depends on the clock."""
     keys = ("step", "anchors", "loss", "lr", "alignment", "uniformity", "batches")
+    assert all(set(record) == {*keys, "measured"} for record in records)
     return [{key: record[key] for key in keys} for record in records]
 
 
-@pytest.mark.parametrize("stops", [[1], [5], [7], [10], [12], [6, 7, 13]], ids=str)
-def test_a_run_stopped_at_any_step_goes_on_bit_by_bit(blocks: list[Block], tmp_path: Path, stops: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("stream", "stops"),
+    [
+        ({}, [1]),
+        ({}, [5]),
+        ({}, [8]),
+        ({}, [12]),
+        ({}, [6, 7, 13]),
+        ({"reuse": 2, "reuse_window": 3}, [2]),  # in the fresh steps of the first window
+        ({"reuse": 2, "reuse_window": 3}, [4]),  # in its second use
+        ({"reuse": 2, "reuse_window": 3}, [6]),  # between two windows
+        ({"reuse": 2, "reuse_window": 3}, [1, 3, 8, 11]),
+        ({"reuse": 3, "reuse_window": 2}, [5, 9, 10]),
+    ],
+    ids=str,
+)
+def test_a_run_stopped_at_any_step_goes_on_bit_by_bit(
+    blocks: list[Block], tmp_path: Path, stream: dict[str, int], stops: list[int]
+) -> None:
     training = {"steps": 16, "log_every": 5, "checkpoint_every": 100, "warmup_steps": 2}
-    whole = learner(training=training)
+    whole = learner(stream=stream, training=training)
     expected, _ = train(whole, blocks)
 
     found: list[dict[str, Any]] = []
     for number, stop in enumerate([*stops, 16]):
-        made = learner(training=training)
+        made = learner(stream=stream, training=training)
         if number:
             made.restore(tmp_path)
-        reports = list(made.train(portions(blocks, made), wishes(**{f"s{stop}": "stop"})))
-        found += [report.record for report in reports if report.record]
-        assert made.place.step == stop
+        records, saved = train(made, blocks, wishes(**{f"s{stop}": "stop"}))
+        assert (saved, made.step) == ([stop], stop)
+        found += records
         made.save(tmp_path)
     assert lasting(found) == lasting(expected)
     assert [record["step"] for record in found] == [5, 10, 15, 16]
     for key, value in whole.encoder.state_dict().items():
         torch.testing.assert_close(made.encoder.state_dict()[key], value, rtol=0, atol=0)
+
+
+def test_a_resumed_run_repeats_what_was_made_after_its_checkpoint(blocks: list[Block], tmp_path: Path) -> None:
+    training = {"steps": 12, "checkpoint_every": 6, "log_every": 4, "warmup_steps": 2}
+    whole, found = learner(training=training), []
+    for report in whole.train(iter(blocks)):
+        if report.record:
+            found.append(report.record)
+        elif whole.step == 6:
+            whole.save(tmp_path)
+    resumed = learner(training=training)
+    resumed.restore(tmp_path)
+    assert resumed.step == 6
+    records, saved = train(resumed, blocks)
+    assert saved == [12]
+    assert lasting(records) == lasting(found[1:])
+
+
+def test_tickets_of_another_size_change_nothing_but_their_numbers(blocks: list[Block], tmp_path: Path) -> None:
+    training = {"steps": 12, "log_every": 1}
+    expected, _ = train(learner(training=training), blocks)
+    made = learner(training=training)
+    train(made, blocks, wishes(s5="stop"))
+    made.save(tmp_path)
+    made = learner(training=training, stream={"ticket_batches": 3})
+    made.restore(tmp_path)
+    found, _ = train(made, blocks)
+    assert [record["batches"][0].pop("tickets")[0] for record in found] == [1, 2, 2, 2, 3, 3, 3]
+    for record in expected:
+        del record["batches"][0]["tickets"]
+    assert lasting(found) == lasting(expected[5:])
 
 
 def test_the_open_window_of_a_stop_counts_in_the_record_after_it(blocks: list[Block], tmp_path: Path) -> None:
@@ -299,9 +398,15 @@ def test_the_open_window_of_a_stop_counts_in_the_record_after_it(blocks: list[Bl
 
     made = learner(training=training)
     made.restore(tmp_path)
-    ((record,), _) = train(made, list(portions(blocks, made)))
+    ((record,), _) = train(made, blocks)
+    assert record["measured"]["steps"] == 5  # a restart is no part of the time
     assert record["loss"] == sum(record["loss"] for record in each) / 8
     assert [line["step"] for line in record["batches"]] == list(range(1, 9))
+
+
+def checksum(rows: np.ndarray) -> str:
+    """2 i + 1 times the CRC-32 of what the i-th place of the batch shows, summed."""
+    return f"{sum((2 * place + 1) * zlib.crc32(row.tobytes()) for place, row in enumerate(rows)) % 2**32:08x}"
 
 
 def test_each_batch_is_told_by_its_tickets_and_by_checksums_of_what_it_showed(blocks: list[Block]) -> None:
@@ -314,55 +419,57 @@ def test_each_batch_is_told_by_its_tickets_and_by_checksums_of_what_it_showed(bl
         assert line == {
             "step": step + 1,
             "learners": 1,
-            "tickets": [step // 4],
-            "latents": f"{zlib.crc32(block['latent'][rows].tobytes()):08x}",
-            "pixels": f"{zlib.crc32(block['views'][rows].tobytes()):08x}",
+            "tickets": [step // 4, step // 4],
+            "latents": checksum(block["latent"][rows]),
+            "pixels": checksum(block["views"][rows]),
         }
     assert len({line["latents"] for line in found}) == len({line["pixels"] for line in found}) == 14
 
 
-def checksum(batches: list[Block], column: str) -> str:
-    """Of what several learners saw in a step: 2 r + 1 times the CRC-32 of learner r, summed."""
-    each = ((2 * rank + 1) * zlib.crc32(batch[column].tobytes()) for rank, batch in enumerate(batches))
-    return f"{sum(each) % 2**32:08x}"
+def test_the_lines_of_a_window_tell_each_use_and_the_window_s_tickets(blocks: list[Block]) -> None:
+    """A window of six steps begins and ends within tickets of four."""
+    made = learner(stream={"reuse": 3, "reuse_window": 6}, training={"steps": 20, "log_every": 20})
+    ((record,), _) = train(made, blocks)
+    lines = record["batches"]
+    assert [line["tickets"] for line in lines] == [[0, 0]] * 4 + [[1, 1]] * 2 + [[0, 1]] * 12 + [[1, 1]] * 2
+    window = {name: np.concatenate([block[name] for block in blocks])[: 6 * BATCH] for name in ("latent", "views")}
+    for use in range(1, 3):
+        order = reuse.orders(made.config.seed, 0, use, 6, BATCH)
+        for line, sources in zip(lines[6 * use :], order, strict=False):
+            rows = sources * BATCH + np.arange(BATCH)
+            assert line["latents"] == checksum(window["latent"][rows])
+            assert line["pixels"] == checksum(window["views"][rows])
+    assert len({line["latents"] for line in lines}) == 20
 
 
-@pytest.mark.parametrize("bounds", [2, 1, [1, 2]], ids=str)
-def test_a_round_of_two_learners_is_ended_by_one(blocks: list[Block], bounds: int | list[int]) -> None:
-    """Two tickets of four batches are eight steps, of which three are made."""
-    training = {"steps": 12, "log_every": 1, "checkpoint_every": 100}
-    made = Learner(tiny(training=training, learners={"num_workers": bounds}), 0, CPU, num_workers=1)
-    made.place = Place(3, 0, 3, 2)
-    records, places = train(made, list(portions(blocks, made)))
-    assert places == [Place(12, 3)]
-    half = BATCH // 2
-    for line in (record["batches"][0] for record in records[:5]):
-        rows = slice((line["step"] - 1) * half, line["step"] * half)
-        seen = {name: np.concatenate([block[name][rows] for block in blocks[:2]]) for name in ("latent", "views")}
-        assert line == {
-            "step": line["step"],
-            "learners": 1,
-            "tickets": [0, 1],
-            "latents": checksum([seen], "latent"),
-            "pixels": checksum([seen], "views"),
-        }
-    assert [record["batches"][0]["tickets"] for record in records[5:]] == [[2]] * 4
+def test_a_view_used_again_is_augmented_anew(blocks: list[Block], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = learner(stream={"reuse": 3, "reuse_window": 2}, training={"steps": 6})
+    shown: dict[int, list[torch.Tensor]] = {}
+    images = made.images
+
+    def watched(batch: Block) -> torch.Tensor:
+        found = images(batch)
+        for anchor, image in zip(batch["anchor"].tolist(), found, strict=False):  # the first view of each
+            shown.setdefault(anchor, []).append(image)
+        return found
+
+    monkeypatch.setattr(made, "images", watched)
+    train(made, blocks)
+    assert sorted(shown) == list(range(2 * BATCH))
+    for anchor, uses in shown.items():
+        assert len(uses) == 3
+        assert len({image.numpy().tobytes() for image in uses}) == 3, anchor
 
 
-def test_what_is_left_of_a_round_must_come_in_order_too(blocks: list[Block]) -> None:
-    made = Learner(tiny(learners={"num_workers": [1, 2]}), 0, CPU, num_workers=1)
-    made.place = Place(3, 0, 3, 2)
-    first, second, *_ = portions(blocks, made)
-    assert len(first["anchor"]) == len(second["anchor"]) == 5 * BATCH // 2
-    message = r"^learner 0 expected ticket 1 from position 88, got ticket 0 from position 24$"
-    with pytest.raises(OutOfOrder, match=message):
-        next(made.train(iter([first, first])))
-
-
-def test_a_run_resumed_at_its_end_has_nothing_to_do(blocks: list[Block]) -> None:
-    made = learner(training={"steps": 8})
-    made.place = Place(8, 2)
-    assert list(made.train(iter([]))) == []
+@pytest.mark.parametrize("reuse_window", [2, 3])
+@pytest.mark.parametrize("steps", [6, 7])
+def test_a_run_resumed_at_its_end_has_nothing_to_do(blocks: list[Block], steps: int, reuse_window: int) -> None:
+    """Even where it ends within the uses of a window."""
+    for stream in ({}, {"reuse": 2, "reuse_window": reuse_window}):
+        made = learner(stream=stream, training={"steps": steps})
+        made.step = steps
+        assert list(portions(blocks, made)) == []
+        assert list(made.train(iter(blocks))) == []
 
 
 def test_an_anchor_shown_again_is_augmented_anew(blocks: list[Block]) -> None:
@@ -371,10 +478,22 @@ def test_an_anchor_shown_again_is_augmented_anew(blocks: list[Block]) -> None:
     images = made.images(batch)
     assert images.shape == (2 * 4, 3, 32, 32)
     assert torch.equal(made.images(batch), images)
+    assert torch.equal(made.images({**batch, "use": np.zeros_like(batch["epoch"])}), images)
     later = made.images({**batch, "epoch": batch["epoch"] + 1})
     assert not (later == images).flatten(1).all(1).any()
     alone = made.images({name: column[2:3] for name, column in batch.items()})
     torch.testing.assert_close(alone, images[[2, 6]], rtol=0, atol=1e-5)  # view-major
+
+
+def test_no_use_in_one_epoch_is_augmented_like_one_in_another(blocks: list[Block]) -> None:
+    made = learner(stream={"reuse": 3, "reuse_window": 2})
+    batch = {name: column[:2] for name, column in blocks[0].items()}
+    shown = [
+        made.images({**batch, "epoch": batch["epoch"] + epoch, "use": np.full(2, use)}).numpy()
+        for epoch, use in itertools.product(range(3), repeat=2)
+    ]
+    for row in range(4):
+        assert len({images[row].tobytes() for images in shown}) == 9
 
 
 def test_tx_only_augments_one_image_into_all_views(blocks: list[Block]) -> None:
@@ -442,32 +561,77 @@ def test_each_of_two_learners_takes_every_other_ticket_and_its_share_of_a_batch(
     monkeypatch.setattr(losses, "contrastive_loss", lambda e, *a, **k: (sizes.append(len(e)), sound(e, *a, **k))[1])
     config = tiny(learners={"num_workers": 2}, training={"steps": 16, "log_every": 8, "checkpoint_every": 8})
     second = Learner(config, 1, CPU)
-    records, places = train(second, [blocks[1], blocks[3]])
-    assert [record["step"] for record in records] == [8, 16]
-    assert places == [Place(8, 2), Place(16, 4)]
+    first_half, second_half = portions(blocks, second)
+    assert [int(block["ticket"][0]) for block in (first_half, second_half)] == [1, 3]
+    half = BATCH // 2
+    assert first_half["position"].tolist() == [
+        step * BATCH + place for step in range(8) for place in range(half, BATCH)
+    ]
+    records, saved = train(second, blocks)
+    assert [record["step"] for record in records] == saved == [8, 16]
     assert sizes == [BATCH // 2 * 2] * 16
-    with pytest.raises(OutOfOrder, match=r"^learner 1 expected ticket 1 from position 64, got ticket 0"):
-        next(Learner(replace(config, name="other"), 1, CPU).train(iter(blocks)))
+    with pytest.raises(
+        OutOfOrder, match=r"^learner 1 expected ticket 1 from position 8, got ticket 0 from position 0$"
+    ):
+        next(Learner(config, 1, CPU).train(portions(blocks, Learner(config, 0, CPU))))
+
+
+def lines_of(made: Learner, blocks: list[Block]) -> list[dict[str, Any]]:
+    records, _ = train(made, blocks)
+    return [line for record in records for line in record["batches"]]
 
 
 @pytest.mark.usefixtures("alone_in_a_group")
-@pytest.mark.parametrize("bounds", [2, [1, 2]], ids=str)
-def test_a_round_of_one_learner_is_shared_by_two(blocks: list[Block], bounds: int | list[int]) -> None:
-    """One ticket of four batches, of which one is made; each learner takes its half of the others."""
-    training = {"steps": 12, "log_every": 1, "checkpoint_every": 100}
-    config = tiny(training=training, learners={"num_workers": bounds})
-    for rank in (0, 1):
-        made = Learner(config, rank, CPU, num_workers=2)
-        made.place = Place(5, 1, 1, 1)
-        records, places = train(made, list(portions(blocks, made)))
-        assert places == [Place(12, 2, 4, 2)]
-        half = BATCH // 2
-        for line in (record["batches"][0] for record in records[:3]):
-            start = (line["step"] - 5) * BATCH + rank * half
-            seen = blocks[1]["latent"][start : start + half]
-            assert line["latents"] == f"{(2 * rank + 1) * zlib.crc32(seen.tobytes()) % 2**32:08x}"
-            assert (line["learners"], line["tickets"]) == (2, [1])
-        assert [record["batches"][0]["tickets"] for record in records[3:]] == [[2, 3]] * 4
+@pytest.mark.parametrize("stream", [{}, {"reuse": 2, "reuse_window": 3}, {"reuse": 3, "reuse_window": 2}], ids=str)
+def test_two_learners_put_together_see_what_one_does_from_any_step_on(
+    blocks: list[Block], monkeypatch: pytest.MonkeyPatch, stream: dict[str, int]
+) -> None:
+    """Each one's checksums are taken by themselves; their sums are those of one learner."""
+    config = tiny(stream=stream, training={"steps": 12, "log_every": 5}, learners={"num_workers": [1, 2]})
+    one = lines_of(Learner(config, 0, CPU, num_workers=1), blocks)
+    monkeypatch.setattr(losses, "sum_over_learners", lambda own: own)
+    for start in (0, 2, 5, 7):
+        halves = []
+        for rank in (0, 1):
+            made = Learner(config, rank, CPU, num_workers=2)
+            made.step = start
+            halves.append(lines_of(made, blocks))
+        assert len(halves[0]) == len(halves[1]) == 12 - start
+        for whole, first, second in zip(one[start:], *halves, strict=True):
+            assert first["step"] == second["step"] == whole["step"]
+            assert (first["learners"], second["learners"], whole["learners"]) == (2, 2, 1)
+            assert first["tickets"] == second["tickets"]
+            for name in ("latents", "pixels"):
+                assert (int(first[name], 16) + int(second[name], 16)) % 2**32 == int(whole[name], 16)
+                assert first[name] != second[name]
+
+
+@pytest.mark.usefixtures("alone_in_a_group")
+def test_lines_name_the_tickets_of_both_learners(blocks: list[Block]) -> None:
+    """Of eight steps each, two at a time."""
+    made = Learner(tiny(learners={"num_workers": 2}, training={"steps": 12, "log_every": 12}), 1, CPU)
+    assert [line["tickets"] for line in lines_of(made, blocks)] == [[0, 1]] * 8 + [[2, 3]] * 4
+
+
+@pytest.mark.usefixtures("alone_in_a_group")
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_an_open_window_goes_on_with_another_number_of_learners(
+    blocks: list[Block], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int, after: int
+) -> None:
+    monkeypatch.setattr(losses, "sum_over_learners", lambda own: before * own if own.is_floating_point() else own)
+    config = tiny(learners={"num_workers": [1, 2]}, training={"steps": 12, "log_every": 6})
+    stopped = Learner(config, 0, CPU, num_workers=before)
+    train(stopped, blocks, wishes(s9="stop"))
+    stopped.save(tmp_path)
+    made = Learner(config, 0, CPU, num_workers=after)
+    made.restore(tmp_path)
+    ((record,), saved) = train(made, blocks)
+    assert (record["step"], saved) == (12, [12])
+    assert [(line["step"], line["learners"]) for line in record["batches"]] == [
+        (10 - 3 + number, before if number < 3 else after) for number in range(6)
+    ]
+    assert stopped.window.batches == record["batches"][:3]
+    assert math.isfinite(record["loss"])
 
 
 @pytest.mark.usefixtures("alone_in_a_group")
@@ -478,15 +642,16 @@ def test_a_checkpoint_has_the_learners_mean_of_an_open_window(
     made = Learner(config, 1, CPU)
     others = {torch.float64: torch.tensor(3.0), torch.int64: torch.tensor([[1, 2], [3, 4], [5, 6]])}
     monkeypatch.setattr(losses, "sum_over_learners", lambda own: own + others[own.dtype])
-    list(made.train(iter([blocks[1]]), wishes(s3="stop")))
-    half = BATCH // 2
+    train(made, blocks, wishes(s3="stop"))
     monkeypatch.undo()
-    reports = Learner(tiny(learners={"num_workers": 2}), 1, CPU).train(iter([blocks[1]]))
-    each = [next(reports).record["loss"] for _ in range(3)]
+    alone = Learner(replace(config, training=replace(config.training, log_every=1)), 1, CPU)
+    records, _ = train(alone, blocks, wishes(s3="stop"))
+    each = [record["loss"] for record in records]
     assert (made.window.steps, made.window.loss) == (3, pytest.approx((sum(each) + 3) / 2))
-    for step, line in enumerate(made.window.batches):
-        own = zlib.crc32(blocks[1]["latent"][step * half : (step + 1) * half].tobytes())
-        assert line["latents"] == f"{(3 * own + 2 * step + 1) % 2**32:08x}"
+    for number, (line, record) in enumerate(zip(made.window.batches, records, strict=True)):
+        (own,) = record["batches"]
+        assert int(line["latents"], 16) == (int(own["latents"], 16) + 2 * number + 1) % 2**32
+        assert int(line["pixels"], 16) == (int(own["pixels"], 16) + 2 * number + 2) % 2**32
 
 
 def test_a_stream_that_ends_early_is_no_end_of_the_run(blocks: list[Block]) -> None:

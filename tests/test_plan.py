@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 from fakes import small
 
+from genray.course import Course
 from genray.plan import MIB, Plan, anchors_of
 from genray.settings import ConfigError
 
@@ -19,17 +21,16 @@ def test_sizes() -> None:
     found = plan(
         stream={"batch_size": 12, "ticket_batches": 5, "num_views": 3},
         learners={"num_workers": 4},
-        training={"steps": 100, "checkpoint_every": 41},
+        training={"steps": 100},
         generators={"look_ahead_mib": 3},
     )
     assert (found.generator, found.image_size, found.latent_dim, found.num_classes) == ("fakes:Fake", 8, 4, 3)
+    assert (found.num_workers, found.batch_size, found.steps) == (4, 12, 100)
     assert found.rendered_views == 3
     assert found.local_batch == 12 // 4
-    assert found.ticket_anchors == 5 * 12
-    assert found.ticket_bytes == 60 * 3 * 3 * 8 * 8
-    assert found.steps_per_round == 5 * 4  # a ticket feeds its learner 20 local batches
-    assert found.ticket_anchors // found.local_batch == found.steps_per_round
-    assert found.checkpoint_rounds == 3  # 41 steps, rounded up to 60
+    assert found.ticket_steps == 5 * 4  # five batches' worth of anchors, all of them one learner's
+    assert found.ticket_bytes == found.ticket_steps * found.local_batch * 3 * 3 * 8 * 8 == 60 * 3 * 3 * 8 * 8
+    assert (found.reuse, found.window) == (1, 1)
     assert found.look_ahead == 3 * MIB // found.ticket_bytes
 
 
@@ -39,29 +40,77 @@ def test_tx_only_renders_one_view() -> None:
     assert found.ticket_bytes == 8 * 3 * 8 * 8
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
-@pytest.mark.parametrize("steps", [1, 7, 8, 9, 64])
-def test_tickets_are_enough_and_whole_rounds(workers: int, steps: int) -> None:
-    """Walks through the run as learners do, two batches a ticket, and counts what is still needed."""
-    found = plan(stream={"batch_size": 8}, learners={"num_workers": workers}, training={"steps": steps})
-    step = next_ticket = 0
-    while step < steps:
-        left = found.tickets_from(next_ticket)
-        assert left % workers == 0
-        assert (left // workers - 1) * 2 * workers < steps - step <= left // workers * 2 * workers
-        step, next_ticket = step + 2 * workers, next_ticket + workers
-    assert found.tickets_from(next_ticket) == 0
-    assert found.tickets_from(next_ticket + workers) == 0
+class Shown:
+    """What a step shows, found by walking through the run."""
+
+    def __init__(self, window: int, use: int, fresh: range):
+        self.window, self.use, self.fresh = window, use, fresh
+
+    @classmethod
+    def of(cls, steps: int, reuse: int, window: int) -> list[Shown]:
+        """For each step: the fresh step its window begins with, its use, and the fresh steps that it shows some of."""
+        found: list[Shown] = []
+        for first in itertools.count(step=window):
+            for use in range(reuse):
+                for at in range(first, first + window):
+                    if len(found) == steps:
+                        return found
+                    found.append(cls(first, use, range(first, first + window) if use else range(at, at + 1)))
+        raise AssertionError
 
 
-def test_tickets_after_a_change_of_learners() -> None:
-    """Four tickets of two batches are eight steps, whoever used them; 16 are left, 6 for each round of three."""
-    found = plan(stream={"batch_size": 6}, learners={"num_workers": 3}, training={"steps": 24})
-    assert found.tickets_from(4) == 9
-    assert found.tickets_from(3) == 9
-    assert found.tickets_from(2) == 12
-    found = plan(stream={"batch_size": 6}, learners={"num_workers": 3}, training={"steps": 14})
-    assert found.tickets_from(4) == 3
+REUSES = [(1, 64), (1, 2), (2, 2), (2, 3), (2, 4), (3, 4), (2, 12), (5, 7)]
+
+
+def of_reuse(reuse: int, window: int, workers: int = 1, ticket_batches: int = 2, steps: int = 200) -> Plan:
+    return plan(
+        stream={"batch_size": 12, "ticket_batches": ticket_batches, "reuse": reuse, "reuse_window": window},
+        learners={"num_workers": workers},
+        training={"steps": steps},
+    )
+
+
+@pytest.mark.parametrize(("reuse", "window"), REUSES)
+def test_fresh_steps_and_windows(reuse: int, window: int) -> None:
+    found = of_reuse(reuse, window)
+    assert (found.reuse, found.window) == (reuse, window if reuse > 1 else 1)
+    shown = Shown.of(101, reuse, found.window)
+    for step in range(101):
+        assert found.fresh_steps(step) == sum(before.use == 0 for before in shown[:step])
+        assert found.window_of(step) == shown[step].window
+
+
+def test_without_reuse_every_step_is_fresh_and_a_window() -> None:
+    found = of_reuse(1, 64)
+    for step in (0, 1, 63, 64, 65, 10**12):
+        assert found.fresh_steps(step) == found.window_of(step) == step
+
+
+def test_windows_spelt_out() -> None:
+    """Three fresh steps, twice."""
+    found = of_reuse(2, 3)
+    assert [found.fresh_steps(step) for step in range(14)] == [0, 1, 2, 3, 3, 3, 3, 4, 5, 6, 6, 6, 6, 7]
+    assert [found.window_of(step) for step in range(14)] == [0] * 6 + [3] * 6 + [6] * 2
+    assert [found.tickets_of(step) for step in range(1, 9)] == [
+        *([0, 0], [0, 0], [1, 1]),  # tickets of two steps
+        *([0, 1], [0, 1], [0, 1]),
+        *([1, 1], [2, 2]),
+    ]
+
+
+@pytest.mark.parametrize("ticket_batches", [1, 2, 3])
+@pytest.mark.parametrize("workers", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize(("reuse", "window"), REUSES)
+def test_a_step_shows_something_of_its_tickets(reuse: int, window: int, workers: int, ticket_batches: int) -> None:
+    found = of_reuse(reuse, window, workers, ticket_batches)
+    course = Course(found)
+    ticket_of = {
+        position: ticket.number for ticket in map(course.ticket, range(len(course))) for position in ticket.positions
+    }
+    for step, shown in enumerate(Shown.of(60, reuse, found.window), start=1):
+        tickets = {ticket_of[position] for fresh in shown.fresh for position in range(fresh * 12, fresh * 12 + 12)}
+        assert tickets == set(range(min(tickets), max(tickets) + 1))
+        assert found.tickets_of(step) == [min(tickets), max(tickets)]
 
 
 @pytest.mark.parametrize(
@@ -97,19 +146,43 @@ def test_the_remedies_work() -> None:
     assert plan(options={"num_classes": 0}, view={"kind": "none"}).num_classes == 0
 
 
+def told(**sections: Any) -> dict[str, str]:
+    config = small(**sections)
+    return {line[:14].strip(): line[15:] for line in Plan.of(config).lines(config)}
+
+
 def test_every_quantity_is_told_with_its_formula() -> None:
-    config = small(
+    lines = told(
         stream={"batch_size": 6, "num_anchors": 60},
-        training={"steps": 40, "checkpoint_every": 10},
+        training={"steps": 40},
         learners={"num_workers": 3},
-        generators={"num": [1, 4], "num_gpus": 0.5},
+        generators={"num": [1, 4], "num_gpus": 0.5, "look_ahead_mib": 2},
     )
-    lines = {line[:14].strip(): line[15:] for line in Plan.of(config).lines(config)}
-    assert lines["batch / step"] == "3 learners x 2 = 6 anchors, 12 images"
-    assert lines["ticket"].startswith("2 batches x 6 = 12 anchors, x 2 views x 3 x 8 x 8 = ")
-    assert lines["round"] == "3 tickets = 6 steps; a checkpoint every 2 rounds = 12 steps"
-    assert lines["run"] == "40 steps x 6 = 240 anchors from 21 tickets, 4.0 epochs of 60"
-    assert lines["generators"] == "1 to 4 actors x 0.5 GPU, 1 CPU"
+    assert lines == {
+        "generator": "fakes:Fake: 8 px, latents of 4, 3 classes",
+        "views": "2 of each anchor, 2 rendered (gaussian), augmented by genrep",
+        "batch / step": "3 learners x 2 = 6 anchors, 12 images",
+        "ticket": "6 steps x 2 = 12 anchors, x 2 views x 3 x 8 x 8 = 0.0 MiB",
+        "run": "40 fresh steps x 6 = 240 anchors in 21 tickets, 4.0 epochs of 60",
+        "generators": "1 to 4 actors x 0.5 GPU, 1 CPU",
+        "look-ahead": "2 MiB / 0.0 MiB = 455 tickets",  # of 4608 bytes
+        "learners": "3 x 1 GPU, 1 CPU",
+    }
+
+
+def test_reuse_is_told() -> None:
+    """Of 100 steps three times 32 are whole windows; four are the first of another."""
+    lines = told(
+        stream={"batch_size": 12, "reuse": 4, "reuse_window": 8, "ticket_batches": 3},
+        training={"steps": 100},
+        learners={"num_workers": 2},
+        generators={"mode": "inline"},
+    )
+    assert lines["run"] == "28 fresh steps x 12 = 336 anchors in 10 tickets"
+    assert lines["reuse"] == "each anchor 4 times, in windows of 8 fresh steps: 100 steps"
+    assert lines["generators"] == "inline: each learner renders its own tickets"
+    assert "look-ahead" not in lines
+    assert "reuse" not in told(stream={"reuse_window": 8})
 
 
 def test_the_population_is_the_configured_one() -> None:
@@ -120,21 +193,17 @@ def test_the_population_is_the_configured_one() -> None:
 
 
 def test_learners_whose_number_may_change() -> None:
-    """What the generators render must do for any number; the rest follows from how many there are."""
-    sections: dict[str, Any] = {"stream": {"batch_size": 24, "ticket_batches": 5}, "training": {"checkpoint_every": 21}}
+    """What a ticket takes is the same for any number; the rest follows from how many there are."""
+    sections: dict[str, Any] = {"stream": {"batch_size": 24, "ticket_batches": 5}}
     config = small(**sections, learners={"num_workers": [2, 4]})
     assert Plan.of(config) == Plan.of(config, 4)
     for workers in (2, 3, 4):
-        found, alone = Plan.of(config, workers), plan(**sections, learners={"num_workers": workers})
-        assert found.parts == 12  # the least common multiple of 2, 3 and 4
-        assert alone.parts == workers
-        assert found.num_workers == alone.num_workers == workers
-        assert found.local_batch == alone.local_batch == 24 // workers
-        assert found.steps_per_round == alone.steps_per_round == 5 * workers
-        assert found.checkpoint_rounds == alone.checkpoint_rounds == -(-21 // (5 * workers))
-        assert found.ticket_anchors == alone.ticket_anchors == 5 * 24
-        assert found.ticket_bytes == alone.ticket_bytes
-        assert found.tickets_from(1) == alone.tickets_from(1)
+        found = Plan.of(config, workers)
+        assert found == plan(**sections, learners={"num_workers": workers})
+        assert found.num_workers == workers
+        assert found.local_batch == 24 // workers
+        assert found.ticket_steps == 5 * workers
+        assert found.ticket_bytes == 5 * 24 * 2 * 3 * 8 * 8
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -146,20 +215,7 @@ def test_the_look_ahead_must_do_for_the_most_learners(workers: int) -> None:
         Plan.of(config, workers)
 
 
-def test_a_position_tells_its_ticket() -> None:
-    found = plan(stream={"batch_size": 4, "ticket_batches": 2})
-    for ticket in (0, 1, 7):
-        positions = found.positions(ticket)
-        assert positions.tolist() == list(range(8 * ticket, 8 * ticket + 8))
-        assert [found.ticket_at(positions[first:]) for first in (0, 3, 7)] == [
-            (ticket, 8 * ticket),
-            (ticket, 8 * ticket + 3),
-            (ticket, 8 * ticket + 7),
-        ]
-
-
 def test_learners_whose_number_may_change_are_told_as_such() -> None:
-    config = small(stream={"batch_size": 12}, learners={"num_workers": [1, 3], "num_gpus": 0.5})
-    lines = {line[:14].strip(): line[15:] for line in Plan.of(config).lines(config)}
+    lines = told(stream={"batch_size": 12}, learners={"num_workers": [1, 3], "num_gpus": 0.5})
     assert lines["learners"] == "1 to 3 x 0.5 GPU, 1 CPU"
     assert lines["batch / step"] == "3 learners x 4 = 12 anchors, 24 images"

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import small
 from ray.train import Checkpoint
 
-from genray import faults, recorder
+from genray import balance, faults, recorder
 from genray.learner import NotFinite, OutOfOrder
 from genray.processes import Process
 from genray.recorder import CrashLoop, Hopeless, Recorder, merged
@@ -19,11 +20,13 @@ from genray.rundir import RunDirectory
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
-    return RunDirectory(tmp_path)
+    (tmp_path / "small").mkdir()
+    return RunDirectory(tmp_path / "small")
 
 
-def recording(run: RunDirectory, max_failures: int = 3) -> Recorder:
-    return Recorder(run.path, max_failures)
+def recording(run: RunDirectory, max_failures: int = 3, **generators: Any) -> Recorder:
+    sections = {"generators": generators, "learners": {"max_failures": max_failures}}
+    return Recorder(small(storage_path=str(run.path.parent), stream={"num_views": 3}, **sections))
 
 
 def report(made: Recorder, *metrics: dict[str, Any], checkpoint: bool = False) -> None:
@@ -40,8 +43,13 @@ def steps(path: Path) -> list[int]:
 
 def seen(step: int, latents: str = "0000000a", learners: int = 1) -> dict[str, Any]:
     """What a learner tells of the batch of one step."""
-    tickets = list(range(learners))
+    tickets = [0, learners - 1]
     return {"step": step, "learners": learners, "tickets": tickets, "latents": latents, "pixels": "0000000b"}
+
+
+def measured(wait: float, rest: float, **arrived: Any) -> dict[str, Any]:
+    """What a learner measured over two steps."""
+    return balance.Window(steps=2, seconds={"wait": wait, "forward_backward": rest}, **arrived).to_dict()
 
 
 def test_learners_are_averaged() -> None:
@@ -64,6 +72,39 @@ def test_records_are_appended_with_their_time(run: RunDirectory) -> None:
     assert first == {"time": first["time"], "step": 1, "loss": 3.0}
     assert 1.6e9 < first["time"] <= second["time"]
     assert second["step"] == 2
+
+
+FEWEST = [({}, 2), ({"num": [3, 8]}, 3), ({"num": 4, "mode": "inline"}, 2)]
+
+
+@pytest.mark.parametrize(("generators", "fewest"), FEWEST, ids=["seen", "a pool of 3 at least", "inline"])
+def test_what_the_learners_measured_becomes_the_metrics_of_all(
+    run: RunDirectory, generators: dict[str, Any], fewest: int
+) -> None:
+    """12 views a step; 5 s each, of which 2 s and 1 s were waited, and 7 s of rendering arrived."""
+    one = measured(2, 3, blocks=1, images=24, mib=4.0, render_s=3.0, age_s=1.0, generators=["a", "b"])
+    other = measured(1, 4, blocks=1, images=24, mib=4.0, render_s=4.0, age_s=2.0, generators=["a"])
+    made = recording(run, **generators)
+    report(made, {"step": 2, "loss": 1.0, "measured": one}, {"step": 2, "loss": 3.0, "measured": other})
+    (line,) = lines(run.metrics)
+    assert list(line)[:3] == ["time", "step", "loss"]
+    assert (line["loss"], line["images_per_s"], line["rendered_per_s"]) == pytest.approx((2.0, 24 / 5, 48 / 5))
+    assert (line["data_wait"], line["step_ms.wait"], line["step_ms.forward_backward"]) == pytest.approx(
+        (0.3, 750, 1750)
+    )
+    assert (line["generators"], line["generator_busy"]) == pytest.approx((fewest, 7 / (5 * fewest)))
+    assert (line["generators_useful"], line["view_age_s"], line["mib_ahead"]) == pytest.approx((2.0, 1.5, 2.4))
+    assert "measured" not in line
+
+
+def test_a_record_without_measurements_has_no_metrics_of_them(run: RunDirectory) -> None:
+    made = recording(run)
+    report(made, {"step": 1, "loss": 2.0, "knn": 0.5})
+    report(made, {"step": 3, "loss": 2.0, "measured": measured(1, 3)})
+    first, second = lines(run.metrics)
+    assert first.keys() == {"time", "step", "loss", "knn"}
+    phases = {f"step_ms.{phase}" for phase in balance.PHASES}
+    assert second.keys() == {"time", "step", "loss", "images_per_s", "data_wait"} | phases
 
 
 def test_a_report_that_is_only_a_checkpoint_is_no_record(run: RunDirectory) -> None:
@@ -139,19 +180,19 @@ def test_a_step_that_is_replayed_differently_is_a_fault(run: RunDirectory, field
     assert lines(run.batches) == [seen(1), seen(2), seen(3)]  # the first is what is kept
 
 
-def test_a_step_that_is_made_again_by_other_learners_counts_anew(run: RunDirectory) -> None:
-    """Three steps by one learner, two of them again by two, and one again by one from other tickets than before."""
+def test_a_step_that_is_made_again_must_see_the_same_whoever_makes_it(run: RunDirectory) -> None:
+    """Three steps by one learner, two of them again by two, who go on; and one of theirs again by one."""
     made = recording(run)
     report(made, {"step": 3, "batches": [seen(1), seen(2), seen(3)]})
-    by_two = [seen(2, "ffffffff", learners=2), seen(3, "ffffffff", learners=2)]
-    report(made, {"step": 3, "batches": by_two})
-    report(made, {"step": 3, "batches": by_two})
-    last = seen(3, "0000000e") | {"tickets": [9]}
-    report(made, {"step": 3, "batches": [last]})
+    by_two = [seen(step, learners=2) for step in (2, 3, 4)]
+    report(made, {"step": 4, "batches": by_two}, {"step": 4, "batches": by_two})
+    report(made, {"step": 5, "batches": [seen(4), seen(5)]})
     assert not run.faults.exists()
-    assert lines(run.batches) == [seen(1), seen(2), seen(3), *by_two, last]
-    report(recording(run), {"step": 4, "batches": [last, seen(4)]})
-    assert lines(run.batches)[6:] == [seen(4)]
+    assert lines(run.batches) == [seen(1), seen(2), seen(3), seen(4, learners=2), seen(5)]
+    report(recording(run), {"step": 5, "batches": [seen(5, "ffffffff", learners=2)]})
+    (fault,) = lines(run.faults)
+    assert (fault["was"], fault["now"]) == (seen(5), seen(5, "ffffffff", learners=2))
+    assert len(lines(run.batches)) == 5
 
 
 @pytest.mark.parametrize("restarted", [False, True], ids=["the same controller", "another controller"])

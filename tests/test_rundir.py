@@ -129,7 +129,7 @@ def test_states(tmp_path: Path) -> None:
     assert run.state() == {**fresh, "step": 20, "loss": 3.5}
     (run.path / "checkpoint_1").mkdir()
     assert run.state()["state"] == "started"  # it is not whole yet
-    (run.path / "checkpoint_1" / "place.json").write_text("{}")
+    (run.path / "checkpoint_1" / "checkpoint.json").write_text("{}")
     assert run.state()["state"] == "resumable"
     run.report.write_text('{"probes": {"trained": {"knn": 0.9}}}')
     assert run.state() == {**fresh, "state": "finished", "step": 20, "loss": 3.5, "knn": 0.9}

@@ -11,7 +11,6 @@ from fakes import small
 
 from genray import checkpoint
 from genray.config import Config
-from genray.course import Place
 from genray.learner import Learner
 from genray.rundir import RunDirectory
 from genray.runs import evaluate_run, export_run
@@ -34,7 +33,7 @@ def unfinished(config: Config, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, L
             parameter.add_(0.05 * torch.randn_like(parameter))
     written = run.path / "checkpoint_0"
     written.mkdir()
-    learner.place = Place(8, 4)
+    learner.step = 8
     learner.save(written)
     monkeypatch.setattr(checkpoint, "last", lambda directory: written if directory == run.path else None)
     return run.path, learner

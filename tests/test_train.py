@@ -11,7 +11,6 @@ import ray.train
 from fakes import small
 
 from genray import train
-from genray.course import Place
 from genray.plan import Plan
 from genray.rundir import RunDirectory
 from genray.train import Asked
@@ -30,10 +29,10 @@ class Clock:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """One learner, a clock, and a notice that may be given."""
-    found = SimpleNamespace(clock=Clock(), notice=None, looks=0)
+    found = SimpleNamespace(clock=Clock(), notice=None, step=0, looks=[])
 
     def info() -> Any:
-        found.looks += 1
+        found.looks.append(found.step)
         return found.notice
 
     monkeypatch.setattr(train, "time", found.clock)
@@ -43,38 +42,117 @@ def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return found
 
 
-def wishes(asked: Asked, plan: Plan, world: SimpleNamespace, steps: int, step_s: float, wait_s: float) -> list[str]:
-    """What is asked after each step of a run whose blocks are waited for."""
-    place, found = Place(), []
-    for _ in range(steps):
-        if not place.num_workers:
+def plan_of(workers: int = 1, **stream: int) -> Plan:
+    return Plan.of(small(stream={"batch_size": 12, **stream}, learners={"num_workers": workers}))
+
+
+def begins_tickets(plan: Plan, step: int, ticket_batches: int, reuse: int = 1, window: int = 1) -> bool:
+    """Whether a step (counted from 1) is the first to show something of new tickets, by what a ticket is."""
+    windows, within = divmod(step - 1, reuse * window)
+    return within < window and (windows * window + within) % (ticket_batches * plan.num_workers) == 0
+
+
+def wishes(
+    asked: Asked, plan: Plan, world: SimpleNamespace, steps: int, step_s: float, wait_s: float = 0, begin: int = 0
+) -> list[str]:
+    """What is asked after each step of a run whose blocks, of four batches, are waited for."""
+    found = []
+    for step in range(begin + 1, begin + steps + 1):
+        if begins_tickets(plan, step, ticket_batches=4):
             world.clock.now += wait_s
         world.clock.now += step_s
-        place = place.after_step(plan)
-        found.append(asked(place))
+        world.step = step
+        found.append(asked(step))
     return found
 
 
 def test_fast_steps_are_not_asked_after_each(world: SimpleNamespace, tmp_path: Path) -> None:
-    plan = Plan.of(small(stream={"ticket_batches": 500}))
-    assert set(wishes(Asked(RunDirectory(tmp_path), plan, 0), plan, world, 500, step_s=0.01, wait_s=0)) == {"go on"}
-    assert world.looks == 3  # after the first step, and then every two seconds of five
+    plan = plan_of(ticket_batches=500)
+    assert set(wishes(Asked(RunDirectory(tmp_path), plan, 0), plan, world, 500, step_s=0.01)) == {"go on"}
+    assert world.looks == [1, 201, 401]  # after the first step, and then every two seconds of five
+
+
+def test_slow_steps_are_all_asked_after(world: SimpleNamespace, tmp_path: Path) -> None:
+    plan = plan_of(ticket_batches=500)
+    wishes(Asked(RunDirectory(tmp_path), plan, 0), plan, world, 5, step_s=30)
+    assert world.looks == [1, 2, 3, 4, 5]
+
+
+def test_the_pace_is_that_of_the_steps_since_the_last_look(world: SimpleNamespace, tmp_path: Path) -> None:
+    plan = plan_of(ticket_batches=500)
+    asked = Asked(RunDirectory(tmp_path), plan, 0)
+    wishes(asked, plan, world, 201, step_s=0.01)
+    wishes(asked, plan, world, 204, step_s=1, begin=201)
+    assert world.looks == [1, 201, 401, 403, 405]
+
+
+@pytest.mark.parametrize("begin", [0, 1, 3, 5, 11, 12, 13])
+@pytest.mark.parametrize("ticket_batches", [1, 2, 4])
+@pytest.mark.parametrize("workers", [1, 2, 3, 6])
+def test_the_first_step_of_each_round_of_tickets_is_asked_after(
+    workers: int, ticket_batches: int, begin: int, world: SimpleNamespace, tmp_path: Path
+) -> None:
+    """So fast that nothing else would make them ask: after the first step, wherever that is, and then at rounds."""
+    plan, size = plan_of(workers, ticket_batches=ticket_batches), workers * ticket_batches
+    wishes(Asked(RunDirectory(tmp_path), plan, begin), plan, world, 60, step_s=1e-4, begin=begin)
+    assert world.looks == [
+        step for step in range(begin + 1, begin + 61) if step == begin + 1 or step % size == 1 % size
+    ]
+
+
+@pytest.mark.parametrize(("reuse", "window"), [(2, 5), (3, 4), (2, 12), (2, 16), (3, 2)])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_with_reuse_the_first_step_of_each_round_of_tickets_is_asked_after(
+    workers: int, reuse: int, window: int, world: SimpleNamespace, tmp_path: Path
+) -> None:
+    plan = plan_of(workers, ticket_batches=4, reuse=reuse, reuse_window=window)
+    for begin in (0, 1, window, reuse * window - 1):
+        world.looks.clear()
+        wishes(Asked(RunDirectory(tmp_path), plan, begin), plan, world, 120, step_s=1e-4, begin=begin)
+        due = {step for step in range(begin + 1, begin + 121) if begins_tickets(plan, step, 4, reuse, window)}
+        assert world.looks == sorted(due | {begin + 1})
 
 
 def test_each_block_is_asked_for_however_long_it_was_waited_for(world: SimpleNamespace, tmp_path: Path) -> None:
-    plan = Plan.of(small(stream={"ticket_batches": 4}))
+    plan = plan_of(ticket_batches=4)
     run = RunDirectory(tmp_path)
     asked = Asked(run, plan, 0)
     wishes(asked, plan, world, 40, step_s=0.01, wait_s=20)
-    assert world.looks >= 10
+    assert {1, 5, 9, 13, 17, 21, 25, 29, 33, 37} <= set(world.looks)
     run.stop.touch()
-    place = Place(40, 10).after_step(plan)
-    assert asked(place) == "stop"  # at the first step of the next block
+    assert asked(41) == "stop"  # at the first step of the next block
+
+
+def test_a_run_is_stopped_at_the_next_look(world: SimpleNamespace, tmp_path: Path) -> None:
+    plan, run = plan_of(ticket_batches=500), RunDirectory(tmp_path)
+    asked = Asked(run, plan, 0)
+    wishes(asked, plan, world, 50, step_s=0.01)
+    run.stop.touch()
+    world.notice = object()  # stopping also saves
+    assert wishes(asked, plan, world, 151, step_s=0.01, begin=50) == ["go on"] * 150 + ["stop"]
 
 
 def test_a_notice_is_answered_with_checkpoints_until_the_end(world: SimpleNamespace, tmp_path: Path) -> None:
-    plan = Plan.of(small(stream={"ticket_batches": 1000}))
+    plan = plan_of(ticket_batches=1000)
     world.notice = object()
-    found = wishes(Asked(RunDirectory(tmp_path), plan, 0), plan, world, 400, step_s=0.1, wait_s=0)
+    found = wishes(Asked(RunDirectory(tmp_path), plan, 0), plan, world, 400, step_s=0.1)
     saved = [step for step, wish in enumerate(found, start=1) if wish == "save"]
     assert saved == [1, 151, 301]  # every 15 s
+
+
+def test_the_other_learners_do_as_the_first_one_says(
+    world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They look at nothing of their own, and come together with it at the same steps."""
+    plan, run = plan_of(2, ticket_batches=4), RunDirectory(tmp_path)
+    run.stop.touch()
+    said = {1: ("go on", 3), 3: ("save", 100), 9: ("stop", 9)}
+    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 1))
+
+    def told(value: Any) -> Any:
+        assert value is None
+        return said[world.step]
+
+    monkeypatch.setattr(train, "broadcast_from_rank_zero", told)
+    found = wishes(Asked(run, plan, 0), plan, world, 9, step_s=0.01)
+    assert found == ["go on", "go on", "save", *["go on"] * 5, "stop"]

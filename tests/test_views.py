@@ -1,4 +1,4 @@
-"""A ticket's block is a function of (seed, ticket): nothing else may change it, and nothing bad may be in it."""
+"""A ticket's block is a function of the seed and its positions: nothing else may change it, nothing bad may be in."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from fakes import small
 
 from genray.config import Config
 from genray.configure import build
+from genray.course import Course, Ticket
 from genray.generators import BadImages
+from genray.plan import Plan
 from genray.views import Block, Renderer
 
 CONTENT = ("views", "label", "latent", "anchor", "epoch")
 
 
-def at(ticket: int, anchors: int = 8) -> np.ndarray:
-    """What a ticket of `small()` shows."""
-    return np.arange(ticket * anchors, (ticket + 1) * anchors)
+def at(number: int, anchors: int = 8) -> Ticket:
+    """A ticket of `small()`."""
+    return Ticket(number, np.arange(number * anchors, (number + 1) * anchors))
 
 
 def blocks(config: Config, tickets: range) -> Block:
     """The content of several tickets, one after the other."""
     renderer = Renderer(config, "cpu")
-    found = [renderer.block(renderer.plan.positions(ticket)) for ticket in tickets]
+    found = [renderer.block(Course(renderer.plan).ticket(ticket)) for ticket in tickets]
     return {name: np.concatenate([block[name] for block in found]) for name in CONTENT}
 
 
@@ -80,6 +82,25 @@ def test_the_size_of_a_ticket_only_cuts(stream: dict[str, Any]) -> None:
     assert_same(blocks(small(stream={**stream, "ticket_batches": 1}), range(8)), long)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_number_of_learners_only_deals_the_anchors_out(workers: int) -> None:
+    config = small(learners={"num_workers": [1, 2]}, training={"steps": 8})
+    renderer, course = Renderer(config, "cpu"), Course(Plan.of(config, workers))
+    found = [renderer.block(course.ticket(index)) for index in range(len(course))]
+    order = np.argsort(np.concatenate([block["position"] for block in found]))
+    together = {name: np.concatenate([block[name] for block in found])[order] for name in CONTENT}
+    assert_same(together, blocks(small(), range(4)))
+
+
+def test_a_block_is_what_its_positions_show_whatever_its_number() -> None:
+    places = np.array([40, 41, 44, 45, 48, 49])
+    block = Renderer(small(), "cpu").block(Ticket(9, places))
+    assert block["position"].tolist() == block["anchor"].tolist() == places.tolist()
+    assert block["ticket"].tolist() == [9] * 6
+    whole = blocks(small(), range(7))
+    assert_same(block, {name: whole[name][places] for name in CONTENT})
+
+
 def test_any_ticket_comes_alone_and_again() -> None:
     renderer = Renderer(small(), "cpu")
     first, _, again = renderer.block(at(5)), renderer.block(at(0)), renderer.block(at(5))
@@ -87,7 +108,7 @@ def test_any_ticket_comes_alone_and_again() -> None:
     assert_same(Renderer(small(), "cpu").block(at(5)), first)
 
 
-def test_seed_and_ticket_decide() -> None:
+def test_seed_and_positions_decide() -> None:
     one, other = blocks(small(), range(2)), blocks(small(seed=1), range(2))
     assert not (one["views"] == other["views"]).all((1, 2, 3, 4)).any()
     images = one["views"].reshape(-1, 3 * 8 * 8)

@@ -62,6 +62,6 @@ def test_a_job_that_is_stopped_has_its_checkpoint(dashboard: str, tmp_path: Path
     job(dashboard, "stop", "stopped")
     last = checkpoint.last(run.path)
     assert last is not None, job(dashboard, "logs", "stopped").stdout
-    step = checkpoint.read_place(last).step
+    step = checkpoint.read_step(last)
     assert f"job was stopped and is resumable from step {step}" in job(dashboard, "logs", "stopped").stdout
     run.assert_exact()
