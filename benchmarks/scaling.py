@@ -1,4 +1,4 @@
-"""Scaling out with simulated stages: `python benchmarks/scaling.py [--parts overlap balance long ceiling many]`.
+"""Scaling out with simulated stages: `python benchmarks/scaling.py [--parts overlap balance long ceiling many pool]`.
 
 A simulated generator sleeps for a fixed time and hands out a block, a simulated learner sleeps for each block it gets;
 everything between them is a run's own stream. So two processors are no limit, and what is missing to the ideal rate is
@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,45 @@ def long(arguments: argparse.Namespace) -> Iterator[Record]:
             began, before = now, after
 
 
+def pool(arguments: argparse.Namespace) -> Iterator[Record]:
+    """How a pool of 1 to 6 generators follows a learner that is fast, slow (it needs 1.5 of them) and fast again."""
+    from ray.data.context import AutoscalingConfig
+
+    for up, down, most in ((1.75, 0.5, None), (1.75, 0.5, 1), (2.0, 0.5, 1), (2.0, 0.25, 1), (2.0, 0.1, 1)):
+        config = config_of(6, 1, 1.0, 32, 32, 1000)
+        config = replace(config, generators=replace(config.generators, num=(1, 6), look_ahead_mib=arguments.look_ahead))
+        course = Course(Plan.of(config))
+        dataset = stream.blocks(config, course, Simulated)
+        dataset.context.execution_options = options(course)
+        dataset.context.autoscaling_config = AutoscalingConfig(up, down, most)
+        trace, began, over = [], time.monotonic(), threading.Event()
+
+        def sample(trace: list[list[float]] = trace, began: float = began, over: threading.Event = over) -> None:
+            while not over.wait(1.0):
+                trace.append([round(time.monotonic() - began, 1), sum(map(generator, usage().values()))])
+
+        sampler = threading.Thread(target=sample)
+        sampler.start()
+        changes = []
+        blocks = stream.from_stream(dataset.iterator())
+        for step_s in (0.05, 1 / 1.5, 0.05):
+            changes.append([round(time.monotonic() - began, 1), step_s])
+            phase, count = time.monotonic(), 0
+            while time.monotonic() - phase < arguments.phase:
+                next(blocks)
+                time.sleep(step_s)
+                count += 1
+            changes[-1].append(round(count / (time.monotonic() - phase), 2))
+        over.set()
+        sampler.join()
+        yield {"up": up, "down": down, "most": most, "phases": changes, "trace": trace}
+
+
+def generator(found: tuple[str, float, int]) -> bool:
+    """Whether a process stands for a generator."""
+    return STAGES[0] in found[0]
+
+
 def of(generators: int, learners: int, render_s: float, step_s: float, arguments: argparse.Namespace) -> Record:
     """One measurement beside its ideal."""
     config = config_of(generators, learners, render_s, 32, 32, 100_000 // 100)
@@ -243,7 +283,7 @@ def of(generators: int, learners: int, render_s: float, step_s: float, arguments
     }
 
 
-PARTS = {part.__name__: part for part in (overlap, balance, ceiling, long, many)}
+PARTS = {part.__name__: part for part in (overlap, balance, ceiling, long, many, pool)}
 
 
 def main() -> None:
@@ -253,6 +293,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--window", type=float, default=20.0, help="seconds")
     parser.add_argument("--rate", type=float, default=4.0, help="blocks a second of the slower side, at the most")
+    parser.add_argument("--phase", type=float, default=90.0, help="seconds of each phase of the pool")
+    parser.add_argument("--look-ahead", type=int, default=2, help="MiB, of the pool: tickets have .2")
     parser.add_argument("--blocks", type=int, default=20_000, help="of the long stream")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()

@@ -50,7 +50,7 @@ def bench(
     from genray.fit import run_learners
     from genray.phases import bench_loop
 
-    config = _for_bench(config)
+    config = for_bench(config)
     run = RunDirectory.of(config)
     run.path.mkdir(parents=True, exist_ok=True)
     try:
@@ -161,7 +161,7 @@ def empty_stream(config: Config, seconds: float) -> Rates:
     return {"blocks_per_s": round(count / elapsed, 2), "mib_per_s": round(count * size / MIB / elapsed, 1)}
 
 
-def _for_bench(config: Config) -> Config:
+def for_bench(config: Config) -> Config:
     """The same run, long enough, with all the generators it may have and a look-ahead that is soon through."""
     plan, (_, most) = Plan.of(config), config.generators.bounds
     tickets = 4 * (most + plan.num_workers)

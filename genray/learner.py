@@ -1,4 +1,4 @@
-"""What each learner runs: blocks in, optimiser steps out, a record every few steps, a checkpoint every few rounds."""
+"""What each learner runs: blocks in, optimiser steps out, a record every few steps, and now and then a checkpoint."""
 
 from __future__ import annotations
 

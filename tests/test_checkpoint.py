@@ -132,6 +132,14 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(
     assert sorted(path.name for path in tmp_path.glob("checkpoint_*")) == ["checkpoint_8"]
 
 
+def test_a_checkpoint_of_another_step_than_was_written_is_passed_over(tmp_path: Path) -> None:
+    record(tmp_path, 8)
+    written(tmp_path, 4)
+    state = written(tmp_path, 8) / "checkpoint.json"
+    state.write_text(state.read_text().replace('"step": 8', '"step": 7'))
+    assert checkpoint.last(tmp_path) == tmp_path / "checkpoint_4"
+
+
 @pytest.mark.parametrize(
     ("listed", "stays"),
     [

@@ -18,6 +18,7 @@ from harness import SETTINGS
 from mlflow import MlflowClient
 
 from genray import checkpoint
+from genray.bench import bench
 from genray.configure import build
 from genray.fit import RunFailed, fit
 from genray.settings import UserError
@@ -162,6 +163,17 @@ def test_two_learners_share_the_tickets(storage: Path) -> None:
     found = records(storage, "two")
     assert [record["step"] for record in found] == list(range(1, STEPS + 1))
     assert found[-1]["loss"] < found[0]["loss"]
+
+
+def test_bench_measures_both_sides_alone_and_together(storage: Path) -> None:
+    found = bench(build(settings(storage, "measured")), repeats=2, seconds=0.2, say=lambda line: None)
+    assert len(found["measured"]) == 2
+    for key, value in found["median"].items():
+        assert 0 < found["least"][key] <= value <= found["most"][key]
+    assert found["median"]["generators"] == 1
+    assert found["median"]["together"] <= 1.2 * found["median"]["learner"]
+    assert found["empty_stream"]["blocks_per_s"] > 0
+    assert not list(storage.glob("*measured*"))
 
 
 def test_a_run_with_other_settings_is_refused(storage: Path, inline: list[float]) -> None:

@@ -162,7 +162,7 @@ def test_waiting_for_a_slow_stream_is_told_but_not_for_its_first_block(blocks: l
     reports = made.train(travelled(blocks, pause=0.5))
     first, second = [report.record["measured"]["seconds"]["wait"] for report in reports if report.record]
     assert first < 0.25
-    assert 0.5 <= second < 1
+    assert 0.5 <= second < 2
 
 
 def test_blocks_that_are_used_again_are_neither_counted_nor_waited_for(blocks: list[Block]) -> None:
@@ -197,7 +197,7 @@ def test_the_phases_add_up_to_the_time_that_passed(blocks: list[Block], monkeypa
     assert set(found[0]) == set(found[1]) == set(balance.PHASES)
     assert all(slow[name] <= seconds for name, seconds in found[1].items())
     elapsed = at[1] - at[0] - 0.5
-    assert elapsed - 0.1 <= sum(found[1].values()) <= elapsed
+    assert elapsed - 0.3 <= sum(found[1].values()) <= elapsed
 
 
 @pytest.mark.parametrize(("step", "given"), [(0, 1), (16, 3), (16, 0)])
@@ -427,19 +427,20 @@ def test_each_batch_is_told_by_its_tickets_and_by_checksums_of_what_it_showed(bl
 
 
 def test_the_lines_of_a_window_tell_each_use_and_the_window_s_tickets(blocks: list[Block]) -> None:
-    """A window of six steps begins and ends within tickets of four."""
-    made = learner(stream={"reuse": 3, "reuse_window": 6}, training={"steps": 20, "log_every": 20})
+    """A window of six steps begins or ends within tickets of four."""
+    made = learner(stream={"reuse": 2, "reuse_window": 6}, training={"steps": 26, "log_every": 26})
     ((record,), _) = train(made, blocks)
     lines = record["batches"]
-    assert [line["tickets"] for line in lines] == [[0, 0]] * 4 + [[1, 1]] * 2 + [[0, 1]] * 12 + [[1, 1]] * 2
-    window = {name: np.concatenate([block[name] for block in blocks])[: 6 * BATCH] for name in ("latent", "views")}
-    for use in range(1, 3):
-        order = reuse.orders(made.config.seed, 0, use, 6, BATCH)
-        for line, sources in zip(lines[6 * use :], order, strict=False):
-            rows = sources * BATCH + np.arange(BATCH)
-            assert line["latents"] == checksum(window["latent"][rows])
-            assert line["pixels"] == checksum(window["views"][rows])
-    assert len({line["latents"] for line in lines}) == 20
+    first, second = [[0, 0]] * 4 + [[1, 1]] * 2 + [[0, 1]] * 6, [[1, 1]] * 2 + [[2, 2]] * 4 + [[1, 2]] * 6
+    assert [line["tickets"] for line in lines] == [*first, *second, [3, 3], [3, 3]]
+    whole = {name: np.concatenate([block[name] for block in blocks]) for name in ("latent", "views")}
+    for window in range(2):
+        order = reuse.orders(made.config.seed, window, 1, 6, BATCH)
+        for line, sources in zip(lines[12 * window + 6 :], order, strict=False):
+            rows = (6 * window + sources) * BATCH + np.arange(BATCH)
+            assert line["latents"] == checksum(whole["latent"][rows])
+            assert line["pixels"] == checksum(whole["views"][rows])
+    assert len({line["latents"] for line in lines}) == 26
 
 
 def test_a_view_used_again_is_augmented_anew(blocks: list[Block], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,71 @@
+"""What `genray bench` makes of its measurements; the measuring itself is a whole run, in tests/test_fit.py."""
+
+from __future__ import annotations
+
+import pytest
+from fakes import small
+
+from genray.bench import efficiencies, for_bench, table, which
+from genray.plan import Plan
+
+RATES = {"generators": 2, "generator": 100.0, "learner": 300.0, "stream": 190.0, "together": 180.0, "inline": 100.0}
+
+
+def test_efficiencies_are_shares_of_what_the_parts_could_do() -> None:
+    found = efficiencies(RATES)
+    assert found["overlap"] == 180 / 200  # of the generators, which are the slower side
+    assert found["transport"] == 190 / 200
+    assert found["share"] == pytest.approx(180 / 200 + 180 / 300)
+    slow = efficiencies({**RATES, "learner": 150.0, "together": 120.0})
+    assert slow["overlap"] == 120 / 150
+
+
+def test_perfect_overlap_of_even_sides_is_twice_what_taking_turns_gives() -> None:
+    even = {**RATES, "learner": 200.0, "together": 200.0}
+    assert efficiencies(even)["share"] == 2
+
+
+@pytest.mark.parametrize(
+    ("rates", "told"),
+    [
+        ({}, "the learners could use 3.0 generators, there are 2"),
+        ({"learner": 100.0}, "1.0 generators would do, there are 2"),
+        ({"inline": 90.0}, "'inline' reaches 0.50 of it"),
+        ({"inline": 360.0}, "'inline' is 2.00 times as fast"),
+    ],
+)
+def test_the_advice_names_the_bottleneck_and_the_faster_mode(rates: dict[str, float], told: str) -> None:
+    assert told in which({**RATES, **rates}, small())
+
+
+def test_the_table_shows_each_figure_with_its_spread() -> None:
+    rates = {**RATES, **efficiencies(RATES), "blocks_per_s": 2.5, "mib_per_s": 1234.0}
+    found = {
+        "median": rates,
+        "least": {key: value / 2 for key, value in rates.items()},
+        "most": {key: 2 * value for key, value in rates.items()},
+        "empty_stream": {"blocks_per_s": 41.25, "mib_per_s": 99.0},
+        "advice": "the advice",
+    }
+    lines = table(found)
+    assert lines[0].split() == ["median", "least", "most"]
+    assert "together, anchors/s                                  180        90       360" in lines
+    assert "overlap: together / slower side alone              0.900     0.450     1.800" in lines
+    assert "stream of blocks that cost nothing, blocks/s        41.2" in lines
+    assert lines[-1] == "the advice"
+
+
+def test_what_is_measured_is_the_run_with_all_it_may_have() -> None:
+    config = small(
+        stream={"batch_size": 12, "ticket_batches": 2, "reuse": 3},
+        generators={"mode": "inline", "num": [1, 4], "look_ahead_mib": 4096},
+        learners={"num_workers": [1, 3]},
+    )
+    found = for_bench(config)
+    assert (found.generators.mode, found.generators.num, found.learners.num_workers) == ("pool", 4, 3)
+    assert (found.stream.reuse, found.tracking.mlflow) == (1, False)
+    assert found.name != config.name
+    plan = Plan.of(found)
+    assert 4 * (4 + 3) * plan.ticket_bytes <= plan.look_ahead_bytes < 4 * (4 + 3) * plan.ticket_bytes + 2**20
+    assert found.generator == config.generator
+    assert found.model == config.model
