@@ -100,10 +100,12 @@ class Stream:
     """Size of the population; endless where it is not given."""
     num_neighbors: Positive | None = None
     """Neighbours of each anchor; a fresh one for each showing where it is not given."""
-    ticket_batches: Positive = 4
-    """Batches rendered as one block. May change when a run is resumed."""
-    reuse: Positive = 1
-    """How often each rendered view is used, every time with another augmentation and in other company."""
+    ticket_batches: Positive | Literal["auto"] = 4
+    """Batches rendered as one block; `auto` measures at the first start how many. May change when a run is resumed."""
+    reuse: Positive | Literal["auto"] = 1
+    """How often each rendered view is used, every time with another augmentation and in other company; `auto` measures
+    at the first start how often the learners need it.
+    """
     reuse_window: Annotated[int, Field(ge=2)] = 64
     """Batches that learners keep to use them again, where `reuse` is more than 1."""
 

@@ -87,7 +87,10 @@ def fit(
         RunFailed: training failed; a checkpoint, if there is one, stays.
         Stopped: SIGTERM or Ctrl-C came.
     """
+    from genray import tune
+
     started = started or time.time()
+    config = tune.settle(config, address, say)
     plan, run = Plan.of(config), RunDirectory.of(config)
     run.claim(config)
     with run.locked():
@@ -312,7 +315,7 @@ def _report(
         "steps": config.training.steps,
         "loss": found[-1]["loss"] if found else None,
         **{key: median(key) for key in MEDIANS},
-        "advice": _advice(config, run, median("generators"), balance.over_a_run(found)),
+        "advice": _advice(config, Plan.of(config), run, median("generators"), balance.over_a_run(found)),
         "faults": faults.counts(run.faults),
         "seconds_to_first_step": _durations(marks),
         "seconds_total": round(time.time() - marks["command"], 1),
@@ -321,12 +324,14 @@ def _report(
     }
 
 
-def _advice(config: Config, run: RunDirectory, generators: float | None, useful: float | None) -> str | None:
+def _advice(
+    config: Config, plan: Plan, run: RunDirectory, generators: float | None, useful: float | None
+) -> str | None:
     """What the balance of generators and learners says about the configuration; None where it was not measured."""
     if not generators or not useful:
         return None
     learners = records.last(run.batches)["learners"]
-    return balance.advice(config.generators.mode, generators, useful, learners, config.stream.reuse)
+    return balance.advice(config.generators.mode, generators, useful, learners, plan.reuse)
 
 
 def _durations(marks: dict[str, float]) -> dict[str, float]:

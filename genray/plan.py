@@ -50,9 +50,13 @@ class Plan:
         rendered = stream.num_views if config.view.renders else 1
         high = config.learners.bounds[1]
         workers = num_workers or high
-        anchors = stream.ticket_batches * stream.batch_size
-        block = anchors * rendered * 3 * spec.image_size**2
+        # "auto" is measured when the run begins; see `genray.tune`.
+        reuse = 1 if stream.reuse == "auto" else stream.reuse
+        batch = stream.batch_size * rendered * 3 * spec.image_size**2
         look_ahead = config.generators.look_ahead_mib * MIB
+        fitting = max(1, min(4, look_ahead // (2 * high * batch)))
+        batches = fitting if stream.ticket_batches == "auto" else stream.ticket_batches
+        block = batches * batch
         if config.generators.mode == "pool" and look_ahead < 2 * block * high:
             raise ConfigError(
                 "generators.look_ahead_mib must hold two tickets of every learner "
@@ -68,11 +72,11 @@ class Plan:
             num_workers=workers,
             batch_size=stream.batch_size,
             local_batch=stream.batch_size // workers,
-            ticket_steps=stream.ticket_batches * workers,
+            ticket_steps=batches * workers,
             ticket_bytes=block,
             steps=config.training.steps,
-            reuse=stream.reuse,
-            window=stream.reuse_window if stream.reuse > 1 else 1,
+            reuse=reuse,
+            window=stream.reuse_window if reuse > 1 else 1,
             look_ahead_bytes=look_ahead,
         )
 

@@ -1,0 +1,91 @@
+"""What is settled by a measurement, without measuring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import small
+
+from genray import tune
+from genray.config import Config
+from genray.configure import build
+from genray.rundir import RunDirectory
+
+RATES = {"generators": 2.0, "generator": 100.0, "learner": 700.0}
+
+
+def left_open(storage: Path, **stream: Any) -> Config:
+    return small(storage_path=str(storage), stream={"reuse": "auto", "ticket_batches": "auto", **stream})
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """The configurations that were measured."""
+    found: list[Config] = []
+
+    def bench(config: Config, **how: Any) -> dict[str, Any]:
+        found.append(config)
+        return {"median": RATES}
+
+    monkeypatch.setattr(tune, "bench", bench)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("learner", "expected"), [(50, 1), (200, 1), (215, 1), (230, 2), (400, 2), (700, 4), (10_000, tune.MOST_USES)]
+)
+def test_each_view_is_used_so_often_that_the_learners_do_not_wait(learner: float, expected: int) -> None:
+    assert tune.uses({**RATES, "learner": learner}) == expected
+
+
+@pytest.mark.parametrize("reuse", [1, 4])
+@pytest.mark.parametrize("learner", [40.0, 7000.0])
+def test_a_ticket_is_the_smallest_with_which_few_enough_blocks_move(learner: float, reuse: int) -> None:
+    config = small(stream={"batch_size": 4, "reuse": reuse})
+    rates = {**RATES, "learner": learner}
+    fresh = min(200, learner / reuse) / 4  # batches a second that have to be rendered
+    batches = tune.ticket_batches(rates, config)
+    assert fresh / batches <= tune.AT_MOST
+    assert batches == 1 or fresh / (batches - 1) > tune.AT_MOST
+
+
+def test_a_ticket_is_no_larger_than_the_look_ahead_allows(tmp_path: Path, measured: list[Config]) -> None:
+    """A batch of 256 anchors takes 96 KiB, and two tickets of each of two learners must fit into one MiB."""
+    config = small(
+        storage_path=str(tmp_path),
+        stream={"batch_size": 256, "ticket_batches": "auto"},
+        generators={"look_ahead_mib": 1},
+        learners={"num_workers": 2},
+    )
+    fast = {**RATES, "generator": 1e6, "learner": 1e6}
+    assert tune.ticket_batches(fast, config) == 2**20 // (4 * 256 * 2 * 3 * 8 * 8) == 2
+
+
+def test_what_is_open_is_measured_once(tmp_path: Path, measured: list[Config]) -> None:
+    said: list[str] = []
+    config = tune.settle(left_open(tmp_path), say=said.append)
+    assert (config.stream.reuse, config.stream.ticket_batches) == (4, 6)
+    assert said == [
+        "measuring for stream.reuse and stream.ticket_batches",
+        "stream.reuse = 4, stream.ticket_batches = 6",
+    ]
+    run = RunDirectory.of(config)
+    run.claim(config)
+    run.metrics.touch()
+    assert tune.settle(left_open(tmp_path), say=said.append) == config
+    assert len(measured) == 1
+
+
+def test_what_is_given_is_not_measured(tmp_path: Path, measured: list[Config]) -> None:
+    config = small(storage_path=str(tmp_path), stream={"reuse": 3})
+    assert tune.settle(config) is config
+    half = tune.settle(left_open(tmp_path, reuse=2), say=lambda line: None)
+    assert half.stream.reuse == 2
+    assert len(measured) == 1
+
+
+def test_settled_values_make_a_configuration(tmp_path: Path, measured: list[Config]) -> None:
+    config = tune.settle(left_open(tmp_path), say=lambda line: None)
+    assert build(config.to_dict()) == config
