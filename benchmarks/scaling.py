@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -103,42 +104,62 @@ def config_of(generators: int, learners: int, render_s: float, size: int, anchor
             "generators": {
                 "num": generators,
                 "num_gpus": 0,
-                "num_cpus": 0.01,
-                "look_ahead_mib": max(1, -(-2 * (generators + learners) * ticket // 2**20)),
+                "num_cpus": 0.001,
+                "look_ahead_mib": max(1, -(-8 * (generators + learners) * ticket // 2**20)),
             },
             "learners": {"num_workers": learners, "num_gpus": 0},
         }
     )
 
 
-def measured(config: Config, step_s: float, window_s: float) -> Record:
-    """Blocks a second of a stream once its look-ahead has been through, and what all other processes cost for each."""
+def measured(config: Config, step_s: float, rounds: int) -> Record:
+    """Blocks a second of a stream once its look-ahead has been through, and what all other processes cost for each.
+
+    Generators that began together also end together, so what counts is the time of whole rounds of them.
+    """
     plan = Plan.of(config)
-    course = Course(plan)
+    course, generators = Course(plan), config.generators.bounds[0]
     dataset = stream.blocks(config, course, Simulated)
     dataset.context.execution_options = options(course)
     shards = dataset.streaming_split(plan.num_workers, equal=True)
     consumers = [ray.remote(Consumer).options(max_concurrency=3, num_cpus=0).remote() for _ in shards]
     began = time.monotonic()
     runs = [consumer.run.remote(shard, step_s) for consumer, shard in zip(consumers, shards, strict=True)]
-    warm = max(4 * config.generators.bounds[1], 2 * plan.look_ahead)
-    while sum(ray.get([consumer.seen.remote() for consumer in consumers])) < warm:
-        ray.wait(runs, timeout=0.5)
-    first, before = time.time(), usage()
-    time.sleep(window_s)
-    last, after = time.time(), usage()
-    arrivals = [at for found in ray.get([consumer.end.remote() for consumer in consumers]) for at in found]
+
+    def wait_for(blocks: int) -> None:
+        while sum(ray.get([consumer.seen.remote() for consumer in consumers])) < blocks:
+            ray.get(ray.wait(runs, timeout=0.2)[0])  # raises what a consumer raised
+
+    turn = math.lcm(generators, plan.num_workers)
+    warm = -(-(plan.look_ahead + 3 * generators) // turn) * turn
+    wait_for(warm)
+    warm_s, before = time.monotonic() - began, usage()
+    wait_for(warm + rounds * turn)
+    after = usage()
+    arrivals = sorted(at for found in ray.get([consumer.end.remote() for consumer in consumers]) for at in found)
     for consumer in consumers:
         ray.kill(consumer)
-    count = sum(first < at <= last for at in arrivals)
+    elapsed = arrivals[warm + rounds * turn - 1] - arrivals[warm - 1]
     cpu_s = sum(after[pid][1] - before.get(pid, ("", 0.0, 0))[1] for pid in after if not staged(after[pid][0]))
+    pool = sum(generator(found) for found in after.values())
+    assert pool == generators, f"{pool} of {generators} generators run"
+    del dataset, shards
+    wait_until_gone()
     return {
-        "blocks_per_s": count / (last - first),
-        "blocks": count,
-        "cpu_s_per_block": cpu_s / max(1, count),
+        "blocks_per_s": rounds * turn / elapsed,
+        "blocks": rounds * turn,
+        "cpu_s_per_block": cpu_s / (rounds * turn),
         "rss_mib": sum(found[2] for found in after.values() if not staged(found[0])) / 2**20,
-        "warm_s": first - time.time() + time.monotonic() - began + (time.time() - last),
+        "warm_s": warm_s,
     }
+
+
+def wait_until_gone(patience_s: float = 60.0) -> None:
+    """Wait until the processes of the last stream have ended, so that the next one has the machine to itself."""
+    deadline = time.monotonic() + patience_s
+    while any(staged(found[0]) or "SplitCoordinator" in found[0] for found in usage().values()):
+        assert time.monotonic() < deadline, "the last stream has not ended"
+        time.sleep(0.5)
 
 
 def staged(title: str) -> bool:
@@ -188,8 +209,9 @@ def balance(arguments: argparse.Namespace) -> Iterator[Record]:
     for repeat in range(arguments.repeats):
         found = of(1, 1, 1.0, 1.0, arguments)
         began, count = time.monotonic(), 0
-        while time.monotonic() - began < arguments.window:
-            time.sleep(2.0)
+        for _ in range(10):
+            time.sleep(1.0)  # renders
+            time.sleep(1.0)  # trains
             count += 1
         in_turn = count / (time.monotonic() - began)
         yield found | {"in_turn": in_turn, "ratio": found["blocks_per_s"] / in_turn, "repeat": repeat}
@@ -200,7 +222,7 @@ def ceiling(arguments: argparse.Namespace) -> Iterator[Record]:
     for repeat in range(arguments.repeats):
         for size, anchors in ((32, 16), (32, 128), (128, 64), (128, 256)):
             config = config_of(4, 1, 0.0, size, anchors, 20_000)
-            found = measured(config, 0.0, arguments.window)
+            found = measured(config, 0.0, 25 * arguments.rounds)
             mib = Plan.of(config).ticket_bytes / 2**20
             yield found | {"mib": round(mib, 2), "repeat": repeat}
 
@@ -233,7 +255,7 @@ def pool(arguments: argparse.Namespace) -> Iterator[Record]:
     from ray.data.context import AutoscalingConfig
 
     for up, down, most in ((1.75, 0.5, None), (1.75, 0.5, 1), (2.0, 0.5, 1), (2.0, 0.25, 1), (2.0, 0.1, 1)):
-        config = config_of(6, 1, 1.0, 32, 32, 1000)
+        config = config_of(6, 1, 1.0, 32, 32, 100_000)
         config = replace(config, generators=replace(config.generators, num=(1, 6), look_ahead_mib=arguments.look_ahead))
         course = Course(Plan.of(config))
         dataset = stream.blocks(config, course, Simulated)
@@ -249,16 +271,21 @@ def pool(arguments: argparse.Namespace) -> Iterator[Record]:
         sampler.start()
         changes = []
         blocks = stream.from_stream(dataset.iterator())
-        for step_s in (0.05, 1 / 1.5, 0.05):
-            changes.append([round(time.monotonic() - began, 1), step_s])
-            phase, count = time.monotonic(), 0
-            while time.monotonic() - phase < arguments.phase:
-                next(blocks)
-                time.sleep(step_s)
-                count += 1
-            changes[-1].append(round(count / (time.monotonic() - phase), 2))
-        over.set()
-        sampler.join()
+        try:
+            for step_s in (0.05, 1 / 1.5, 0.05):
+                changes.append([round(time.monotonic() - began, 1), step_s])
+                phase, count = time.monotonic(), 0
+                while time.monotonic() - phase < arguments.phase:
+                    next(blocks)
+                    time.sleep(step_s)
+                    count += 1
+                changes[-1].append(round(count / (time.monotonic() - phase), 2))
+        finally:
+            over.set()
+            sampler.join()
+            blocks.close()
+        del dataset
+        wait_until_gone()
         yield {"up": up, "down": down, "most": most, "phases": changes, "trace": trace}
 
 
@@ -269,8 +296,8 @@ def generator(found: tuple[str, float, int]) -> bool:
 
 def of(generators: int, learners: int, render_s: float, step_s: float, arguments: argparse.Namespace) -> Record:
     """One measurement beside its ideal."""
-    config = config_of(generators, learners, render_s, 32, 32, 100_000 // 100)
-    found = measured(config, step_s, arguments.window)
+    config = config_of(generators, learners, render_s, 32, 32, 100_000)
+    found = measured(config, step_s, arguments.rounds)
     best = ideal(generators, learners, render_s, step_s)
     return {
         "generators": generators,
@@ -291,7 +318,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--window", type=float, default=20.0, help="seconds")
+    parser.add_argument("--rounds", type=int, default=5, help="blocks of each generator that count")
     parser.add_argument("--rate", type=float, default=4.0, help="blocks a second of the slower side, at the most")
     parser.add_argument("--phase", type=float, default=90.0, help="seconds of each phase of the pool")
     parser.add_argument("--look-ahead", type=int, default=2, help="MiB, of the pool: tickets have .2")

@@ -30,17 +30,18 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's own name
 
 from genray.config import Config
 from genray.configure import build, load
+from genray.plan import MIB, Plan
 
 if TYPE_CHECKING:
     from genray.learner import Learner
     from genray.views import Block
 
 Record = dict[str, Any]
-WARM = 2
+WARM = 8
 """Tickets that do not count."""
 
 
-def genray(config: Config, tickets: int, workers: int) -> Record:
+def streamed(config: Config, tickets: int, workers: int) -> Record:
     """The stream and its learner."""
     from genray import cluster
     from genray.fit import run_learners
@@ -65,7 +66,7 @@ def in_turn(config: Config, tickets: int, workers: int) -> Record:
     from genray.course import Course
     from genray.views import Renderer
 
-    learner, renderer = made(config), Renderer(config, "cpu")
+    learner, renderer = made(config, threads=os.cpu_count() or 1), Renderer(config, "cpu")
     blocks = map(renderer.block, Course(learner.plan).of_learner(0))
     return {"anchors_per_s": rate(learner, blocks, tickets)}
 
@@ -94,7 +95,6 @@ class Tickets:
 
     def __init__(self, config: Config):
         from genray.course import Course
-        from genray.plan import Plan
 
         self.config, self.course, self.renderer = config, Course(Plan.of(config)), None
 
@@ -204,16 +204,18 @@ def write_files(config: Config, number: int, directory: str) -> None:
 
 
 WAYS: dict[str, Callable[[Config, int, int], Record]] = {
-    "genray": genray,
+    "genray": streamed,
     "in turn": in_turn,
     "loader": loader,
     "files": files,
 }
 
 
-def made(config: Config) -> Learner:
+def made(config: Config, threads: int = 1) -> Learner:
     """The learner, on this machine's processors."""
     import torch
+
+    torch.set_num_threads(threads)
 
     from genray.learner import Learner
 
@@ -260,8 +262,10 @@ def main() -> None:
         config = load(arguments.preset, overrides)
         values = config.to_dict() | {"name": "side", "storage_path": directory}
         values["training"] |= {"steps": 10**6, "warmup_steps": 0, "checkpoint_every": 10**6}
-        values["generators"] |= {"num": arguments.workers, "mode": "pool"}
-        values["learners"] |= {"num_workers": 1}
+        # On processors alone, one thread for each process but where one process does all; little lies ready.
+        values["generators"] |= {"num": arguments.workers, "mode": "pool", "num_gpus": 0, "num_cpus": 0.5}
+        values["generators"] |= {"look_ahead_mib": max(1, -(-WARM * Plan.of(config).ticket_bytes // (2 * MIB)))}
+        values["learners"] |= {"num_workers": 1, "num_gpus": 0, "num_cpus": 0.5}
         values["tracking"] |= {"mlflow": False}
         file = Path(directory) / "side.json"
         file.write_text(json.dumps(values))

@@ -109,7 +109,12 @@ FAULTS: list[tuple[str, str | None, str, str]] = [
         "checkpoints until it is gone, then a restart",
         "cluster",
     ),
-    ("nodes come and go, `num_workers = [min, max]`", None, "more or fewer learners, each ticket once", "cluster"),
+    (
+        "nodes come and go, `num_workers = [min, max]`",
+        None,
+        "more or fewer learners, each step shows the same",
+        "cluster",
+    ),
     ("learners fail again and again", None, "the run ends after `max_failures` without a new checkpoint", "resources"),
     ("memory runs out in a generator", "generator out of memory", f"Ray kills it; {FRESH}", "resources"),
     ("memory runs out in a learner", "learner out of memory", f"Ray kills it; {AGAIN}", "resources"),

@@ -15,6 +15,7 @@ from genray import cluster
 from genray.balance import advice
 from genray.config import Config
 from genray.course import Course
+from genray.generators import fetch
 from genray.plan import MIB, Plan
 from genray.rundir import RunDirectory
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 Rates = dict[str, float]
 PACKAGES = ("genray", "ray", "torch")
+ROUNDS = 100_000
+"""Tickets of each learner that a bench may take: more than an hour of any stream."""
 WARM = 20
 """Blocks that are not counted when the stream alone is measured."""
 
@@ -50,11 +53,12 @@ def bench(
     from genray.fit import run_learners
     from genray.phases import bench_loop
 
-    config = for_bench(config)
-    run = RunDirectory.of(config)
-    run.path.mkdir(parents=True, exist_ok=True)
+    run = RunDirectory.of(for_bench(config))
+    fetch(config.generator)
+    run.claim(for_bench(config))
     try:
-        with cluster.joined(address) as may_grow:
+        with run.locked(), cluster.joined(address) as may_grow:
+            config = for_bench(config, most=cluster.fits(for_bench(config)))
             say(cluster.check_placement(config, may_grow))
             arguments = {"config": config, "repeats": repeats, "seconds": seconds}
             measured = cast("list[Rates]", run_learners(config, bench_loop, arguments).return_value)
@@ -100,7 +104,7 @@ def efficiencies(rates: Rates) -> Rates:
 def which(rates: Rates, config: Config) -> str:
     """The advice: who is the bottleneck, and whether learners had better render themselves."""
     useful = rates["learner"] / rates["generator"]
-    told = advice("pool", rates["generators"], useful, config.learners.bounds[1], 1)
+    told = advice("pool", rates["generators"], useful, config.learners.bounds[1], Plan.of(config).reuse)
     better = rates["inline"] / rates["together"]
     if better > 1:
         return f"{told}; generators.mode = 'inline' is {better:.2f} times as fast and needs no generators of its own"
@@ -110,7 +114,7 @@ def which(rates: Rates, config: Config) -> str:
 def table(found: dict[str, Any]) -> list[str]:
     """The result for people: each rate with its spread."""
     names = {
-        "generator": "one generator alone, anchors/s",
+        "generator": "one generator while it renders, anchors/s",
         "learner": "learners alone, anchors/s",
         "stream": "stream into nothing, anchors/s",
         "together": "together, anchors/s",
@@ -161,22 +165,23 @@ def empty_stream(config: Config, seconds: float) -> Rates:
     return {"blocks_per_s": round(count / elapsed, 2), "mib_per_s": round(count * size / MIB / elapsed, 1)}
 
 
-def for_bench(config: Config) -> Config:
-    """The same run, long enough, with all the generators it may have and a look-ahead that is soon through."""
-    plan, (_, most) = Plan.of(config), config.generators.bounds
-    tickets = 4 * (most + plan.num_workers)
-    generators = replace(
-        config.generators,
-        mode="pool",
-        num=most,
-        look_ahead_mib=min(config.generators.look_ahead_mib, -(-tickets * plan.ticket_bytes // MIB)),
-    )
+def for_bench(config: Config, most: bool = True) -> Config:
+    """The same run, long enough, with a look-ahead that is soon through, and with all or the least that it may have."""
+    plan = Plan.of(config)
+    generators, learners = config.generators.bounds[most], config.learners.bounds[most]
+    tickets, steps = 4 * (generators + learners), plan.ticket_steps * ROUNDS
     return replace(
         config,
         name=f".bench-{config.name}",
         stream=replace(config.stream, reuse=1),
-        training=replace(config.training, steps=plan.ticket_steps * 10_000, warmup_steps=0, checkpoint_every=10**9),
-        generators=generators,
-        learners=replace(config.learners, num_workers=config.learners.bounds[1]),
+        # Nothing is to be learned: on a block that is shown again and again a full learning rate might diverge.
+        training=replace(config.training, steps=steps, warmup_steps=steps, checkpoint_every=steps),
+        generators=replace(
+            config.generators,
+            mode="pool",
+            num=generators,
+            look_ahead_mib=min(config.generators.look_ahead_mib, -(-tickets * plan.ticket_bytes // MIB)),
+        ),
+        learners=replace(config.learners, num_workers=learners),
         tracking=replace(config.tracking, mlflow=False),
     )

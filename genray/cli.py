@@ -66,6 +66,8 @@ class Bench:
         for name, value in (("repeats", self.repeats), ("seconds", self.seconds)):
             if value <= 0:
                 raise UserError(f"--{name} must be more than 0, got {value:g}")
+        if self.out and not self.out.absolute().parent.is_dir():
+            raise UserError(f"--out must be a file in a directory that exists, got '{self.out}'")
         found = bench(configure.load(self.preset, overrides), self.repeats, self.seconds, self.address)
         _show(table(found))
         if self.out:

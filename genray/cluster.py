@@ -111,6 +111,13 @@ def free_reservations() -> None:
             remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
 
 
+def fits(config: Config) -> bool:
+    """Whether the cluster has room for the least that a run needs, as it is now."""
+    cpus, gpus = _size()
+    need = Request.of(config)
+    return need.gpus <= gpus and need.cpus <= cpus
+
+
 def check_placement(config: Config, may_grow: bool) -> str:
     """One line about where the run will be placed.
 
@@ -121,7 +128,7 @@ def check_placement(config: Config, may_grow: bool) -> str:
     need = Request.of(config)
     ask = f"{need.cpus:g} CPUs and {need.gpus:g} GPUs"
     found = f"{cpus:g} CPUs and {gpus:g} GPUs"
-    if need.gpus <= gpus and need.cpus <= cpus:
+    if fits(config):
         return f"fits: the run needs {ask}, the cluster has {found}"
     if not may_grow:
         remedy = (

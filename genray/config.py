@@ -341,6 +341,16 @@ def check(config: Config) -> None:
             f"stream.num_anchors must be at least stream.batch_size ({stream.batch_size}), or one step would show an "
             f"anchor twice, got {stream.num_anchors}"
         )
+    if stream.reuse == "auto" and config.generators.mode == "inline":
+        raise ConfigError(
+            "stream.reuse must be a number where learners render themselves (generators.mode = 'inline'), got 'auto'"
+        )
+    if stream.reuse != 1 and stream.num_anchors and stream.num_anchors < stream.batch_size * stream.reuse_window:
+        raise ConfigError(
+            f"stream.num_anchors must be at least stream.batch_size x stream.reuse_window "
+            f"({stream.batch_size * stream.reuse_window}) where views are used again, or one step would show an anchor "
+            f"twice, got {stream.num_anchors}; lower stream.reuse_window"
+        )
     if stream.num_neighbors is not None and stream.num_neighbors < stream.num_views - 1:
         raise ConfigError(
             f"stream.num_neighbors must be at least stream.num_views - 1 ({stream.num_views - 1}), or an anchor would "

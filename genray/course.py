@@ -61,8 +61,8 @@ class Course:
         """The fresh steps that are still needed."""
         plan = self.plan
         if self.step >= plan.steps:
-            return range(0)  # even where the run ends within the uses of a window
-        return range(plan.window_of(self.step), plan.fresh_steps(plan.steps))
+            return range(0)
+        return range(plan.first_needed(self.step), plan.fresh_steps(plan.steps))
 
     @property
     def _rounds(self) -> range:

@@ -238,11 +238,12 @@ def _train(config: Config, run: RunDirectory, stopping: Stopping, own_ray: bool)
 
 def run_learners(config: Config, loop: Callable[[dict[str, Any]], Any], arguments: dict[str, Any]) -> Result:
     """Run something else than training in the learners of a run; raises RunFailed or UserError."""
+    import ray.exceptions
     import ray.train
 
     try:
         return _trainer(config, loop, arguments).fit()
-    except ray.train.TrainingFailedError as error:
+    except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
         raise _cause(error) from error
 
 

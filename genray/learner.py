@@ -193,19 +193,22 @@ class Learner:
 
         Raises:
             OutOfOrder: a block is not the one that is next.
-            NotFinite: the loss of some step since the last record was not finite; the message names its ticket.
+            NotFinite: the loss of some step since the last record was not finite; the message names it.
         """
         training, plan = self.config.training, self.plan
         probe_every = self.config.probe.every if self.config.probe.data else plan.steps
         model = self._parallel
         dtype = getattr(torch, self.config.model.precision)
-        bad_ticket = torch.full((), -1, dtype=torch.int64, device=self.device)  # looked at only when a report is due
+        bad_step = torch.full((), -1, dtype=torch.int64, device=self.device)  # looked at only when a report is due
         self.encoder.train()
         self.open = Window(self.window)
         lap = self.stopwatch.lap
         with ThreadPoolExecutor(1) as beside:  # checksums take no time of the training
-            for batch in reuse.shown(self._fresh(blocks), plan, self.config.seed, self.rank, self.step):
-                lap("wait")
+            for number, batch in enumerate(
+                reuse.shown(self._fresh(blocks), plan, self.config.seed, self.rank, self.step)
+            ):
+                if number == 0:
+                    self.stopwatch.start()  # waiting for the first one is start-up
                 self.step = step = self.step + 1
                 optim.set_learning_rate(self.optimizer, self.learning_rate(step))
                 loss, embeddings = train_step(
@@ -213,20 +216,20 @@ class Learner:
                 )
                 window = self.open
                 window.batches.append((step, beside.submit(_checksums, batch, self.rank * plan.local_batch)))
-                bad_ticket = torch.where((bad_ticket < 0) & ~loss.isfinite(), int(batch["ticket"][0]), bad_ticket)
+                bad_step = torch.where((bad_step < 0) & ~loss.isfinite(), step, bad_step)
                 window.loss = window.loss + loss.double()  # exact, in any order
                 window.measured.steps += 1
                 self.marks.setdefault("first step", time.time())
                 last = step == plan.steps
                 if step % training.log_every == 0 or step % probe_every == 0 or last:
-                    self._stop_if(bad_ticket)
+                    self._stop_if(bad_step)
                     lap("other")
                     yield Report(self._record(step, window, embeddings), False)
                     self.open = Window()
                     self.stopwatch.start()
                 wish = asked(step)
                 if step % training.checkpoint_every == 0 or wish != "go on" or last:
-                    self._stop_if(bad_ticket)
+                    self._stop_if(bad_step)
                     self.window = self.open.summed(self)
                     yield Report({}, True)
                 if wish == "stop" or last:
@@ -260,6 +263,7 @@ class Learner:
         for number, ticket in enumerate(Course(self.plan, self.step).of_learner(self.rank)):
             if (block := next(blocks, None)) is None:
                 return
+            self.stopwatch.lap("wait")
             if not np.array_equal(block["position"], ticket.positions):
                 raise OutOfOrder(
                     f"learner {self.rank} expected ticket {ticket.number} from position {ticket.positions[0]}, "
@@ -268,7 +272,6 @@ class Learner:
             self.open.measured.arrived(block)
             if number == 0:
                 self.marks.setdefault("first block", time.time())
-                self.stopwatch.start()  # waiting for the first block is start-up
             for start in range(0, len(block["anchor"]), self.plan.local_batch):
                 yield {name: column[start : start + self.plan.local_batch] for name, column in block.items()}
 
@@ -284,10 +287,10 @@ class Learner:
             "lr": self.learning_rate(step),
         }
 
-    def _stop_if(self, bad_ticket: Tensor) -> None:
-        if (ticket := int(bad_ticket)) >= 0:
+    def _stop_if(self, bad_step: Tensor) -> None:
+        if (step := int(bad_step)) >= 0:
             raise NotFinite(
-                f"the loss was not finite in ticket {ticket}; the last checkpoint is from before it. "
+                f"the loss was not finite in step {step}; the last checkpoint is from before it. "
                 "A smaller optimizer.lr or model.precision = 'float32' may help"
             )
 

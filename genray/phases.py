@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import ray.train
@@ -13,23 +15,27 @@ from ray.train.collective import barrier, broadcast_from_rank_zero
 
 from genray import stream
 from genray.course import Course
-from genray.train import learner_here, pool_blocks
+from genray.plan import MIB
+from genray.train import learner_here, pool_blocks, together
 from genray.views import Block
 
 if TYPE_CHECKING:
     from genray.learner import Learner
 
-FEWEST, MOST = 4, 200
-"""Tickets of each learner in a phase."""
-MIB = 2**20
 Rates = dict[str, float]
+PHASES = ("learner", "stream", "together", "inline")
+ROUNDS = 4
+"""Tickets of each generator in a phase, at the least: they come in bursts."""
+HELD = 4
+"""Blocks that a learner's own iterator may hold ready, with a margin."""
 
 
 def bench_loop(arguments: dict[str, Any]) -> list[Rates]:
     """Ray Train's `train_loop_per_worker`; returns what `Phases.measure` found in each repetition."""
     config, context = arguments["config"], ray.train.get_context()
-    learner = learner_here(config, context.get_world_rank(), context.get_world_size())
-    phases = Phases(learner, pool_blocks(config), context.get_world_size())
+    world = context.get_world_size()
+    learner = learner_here(config, context.get_world_rank(), world)
+    phases = Phases(learner, together(pool_blocks(config), world), world)
     phases.prepare(arguments["seconds"])
     return [phases.measure() for _ in range(arguments["repeats"])]
 
@@ -43,27 +49,41 @@ class Phases:
 
     def __init__(self, learner: Learner, blocks: Iterator[Block], world: int):
         self.learner, self.world, self.blocks = learner, world, blocks
-        self.ready = -(-learner.plan.look_ahead // world)
+        self.generators, _ = learner.config.generators.bounds
+        ready = learner.plan.look_ahead + 2 * self.generators  # each may have two tickets in hand
+        self.ready = -(-ready // world) + HELD
+        self.anchors = learner.plan.ticket_steps * learner.plan.local_batch
+        self.tickets = dict.fromkeys(PHASES, 1)
         self.still_s = 0.0
-        self.tickets = dict.fromkeys(("learner", "stream", "together", "inline"), 1)
 
     def prepare(self, seconds: float) -> None:
         """Warm everything up, and choose for each phase how many tickets take about so many seconds."""
-        self.resident = self._taken(1)[0]
-        self.measure()
-        found = self._agreed(self.measure())
-        anchors = len(self.resident["anchor"]) * self.world
-        for name in self.tickets:
-            self.tickets[name] = min(MOST, max(FEWEST, math.ceil(seconds * found[name] / anchors)))
-        self.still_s = 1.5 * self.learner.plan.look_ahead * anchors / self.world / found["stream"]
+        self.resident = next(self._taken(1))
+        self._learner()
+        self._inline()
+        some = max(2, -(-2 * self.generators // self.world))
+        render_s = sum(float(block["render_s"][0]) for block in self._taken(some)) / some
+        self.still_s = 1.5 * (self.ready * self.world + self.generators) * render_s / self.generators
+        anchors = self.anchors * self.world
+        rates = {"learner": self._learner()["learner"], "inline": self._inline()["inline"]}
+        rates["stream"] = self.generators * self.anchors / render_s
+        rates["together"] = min(rates["stream"], rates["learner"])
+        fewest = -(-ROUNDS * self.generators // self.world)
+        tickets = {
+            name: max(fewest if name in ("stream", "together") else 1, math.ceil(seconds * rates[name] / anchors))
+            for name in PHASES
+        }
+        agreed = (tickets, self.still_s)
+        self.tickets, self.still_s = broadcast_from_rank_zero(agreed) if self.world > 1 else agreed
 
     def measure(self) -> Rates:
         """Both sides alone, together, and alone again, so that what drifts meanwhile weighs on all alike.
 
         Returns:
             Anchors a second over all learners: `learner` on a block that stays, `stream` into nothing, `together`, and
-            `inline`, each learner rendering its own tickets; `generator`, those of one generator while it renders with
-            the learners at rest; `generators`, how many there are; `blocks_per_s` and `mib_per_s` of the stream.
+            `inline`, each learner rendering its own tickets; `generator`, those of one generator in the time in which
+            it renders, with the learners at rest; `generators`, how many there are; `blocks_per_s` and `mib_per_s` of
+            the stream.
         """
         found: dict[str, list[float]] = {}
         for phase in (self._learner, self._stream, self._together, self._inline, self._stream, self._learner):
@@ -73,25 +93,38 @@ class Phases:
 
     def _learner(self) -> Rates:
         time.sleep(self.still_s)
-        tickets, at = self.tickets["learner"], self.learner.step
-        course = Course(self.learner.plan, at).of_learner(self.learner.rank)
+        course = Course(self.learner.plan, self.learner.step).of_learner(self.learner.rank)
         resident = ({**self.resident, "position": ticket.positions} for ticket in course)
-        rate = self._rate(tickets, lambda: self._train(resident, tickets))
+        return {"learner": self._aside("learner", resident)}
+
+    def _inline(self) -> Rates:
+        time.sleep(self.still_s)
+        blocks = self._here.blocks(Course(self.learner.plan, self.learner.step), self.learner.rank)
+        return {"inline": self._aside("inline", blocks)}
+
+    @cached_property
+    def _here(self) -> stream.Here:
+        return stream.Here(self.learner.config, self.learner.device)
+
+    def _aside(self, phase: str, blocks: Iterator[Block]) -> float:
+        """The rate of training on something else than the stream, where the learner then stands as before."""
+        tickets, at = self.tickets[phase], self.learner.step
+        rate = self._rate(tickets, lambda: self._train(blocks, tickets))
         self.learner.step = at
-        return {"learner": rate}
+        return rate
 
     def _stream(self) -> Rates:
-        self._taken(self.ready)
-        tickets, taken = self.tickets["stream"], list[Block]()
-        rate = self._rate(tickets, lambda: taken.extend(self._taken(tickets)))
-        anchors = sum(len(block["anchor"]) for block in taken)
-        blocks_per_s = rate * len(taken) / anchors
+        for _ in self._taken(self.ready):
+            pass
+        tickets, render_s = self.tickets["stream"], list[float]()
+        rate = self._rate(tickets, lambda: render_s.extend(float(b["render_s"][0]) for b in self._taken(tickets)))
+        blocks_per_s = rate / self.anchors
         return {
             "stream": rate,
-            "generator": anchors / sum(float(block["render_s"][0]) for block in taken),
-            "generators": len({str(block["generator"][0]) for block in taken}),
+            "generator": tickets * self.anchors / sum(render_s),
+            "generators": self.generators,
             "blocks_per_s": blocks_per_s,
-            "mib_per_s": blocks_per_s * taken[0]["views"].nbytes / MIB,
+            "mib_per_s": blocks_per_s * self.learner.plan.ticket_bytes / MIB,
         }
 
     def _together(self) -> Rates:
@@ -99,41 +132,26 @@ class Phases:
         tickets = self.tickets["together"]
         return {"together": self._rate(tickets, lambda: self._train(self.blocks, tickets))}
 
-    def _inline(self) -> Rates:
-        time.sleep(self.still_s)
-        learner, tickets = self.learner, self.tickets["inline"]
-        at = learner.step
-        if not hasattr(self, "here"):
-            self.here = stream.Here(learner.config, learner.device)
-        blocks = self.here.blocks(Course(learner.plan, at), learner.rank)
-        rate = self._rate(tickets, lambda: self._train(blocks, tickets))
-        learner.step = at
-        return {"inline": rate}
-
     def _train(self, blocks: Iterator[Block], tickets: int) -> None:
         end = self.learner.step + tickets * self.learner.plan.ticket_steps
         for _ in self.learner.train(blocks, lambda step: "stop" if step == end else "go on"):
             pass
 
-    def _taken(self, tickets: int) -> list[Block]:
+    def _taken(self, tickets: int) -> Iterator[Block]:
         """The next blocks of the stream, used for nothing; the learner steps over them."""
-        taken = [next(self.blocks) for _ in range(tickets)]
         self.learner.step += tickets * self.learner.plan.ticket_steps
-        return taken
+        return islice(self.blocks, tickets)
 
     def _rate(self, tickets: int, work: Callable[[], Any]) -> float:
         """Anchors a second of all learners, from when all begin to when all have ended."""
-        self._together_now()
+        self._meet()
         began = time.perf_counter()
         work()
-        self._together_now()
-        return tickets * len(self.resident["anchor"]) * self.world / (time.perf_counter() - began)
+        self._meet()
+        return tickets * self.anchors * self.world / (time.perf_counter() - began)
 
-    def _together_now(self) -> None:
+    def _meet(self) -> None:
         if self.learner.device.type == "cuda":
             torch.cuda.synchronize(self.learner.device)
         if self.world > 1:
             barrier()
-
-    def _agreed(self, found: Rates) -> Rates:
-        return broadcast_from_rank_zero(found if self.learner.rank == 0 else None) if self.world > 1 else found

@@ -80,27 +80,44 @@ class Plan:
             look_ahead_bytes=look_ahead,
         )
 
+    def shown_in(self, step: int) -> tuple[int, int]:
+        """What a step (counted from 0) shows: how often that has been shown before, and a fresh step.
+
+        That one itself; or, of the window before the one that it lies in, as many steps as it lies within its own.
+        """
+        if self.reuse == 1 or step < self.window:
+            return 0, step
+        group, use = divmod(step - self.window, self.reuse)
+        return use, self.window + group
+
+    def step_of(self, fresh: int) -> int:
+        """The step that shows a fresh one; both are counted from 0."""
+        return fresh if self.reuse == 1 else min(fresh, self.window) + max(0, fresh - self.window) * self.reuse
+
     def fresh_steps(self, step: int) -> int:
-        """How many of the first steps show fresh anchors: all, unless blocks are used more than once."""
-        windows, rest = divmod(step, self.reuse * self.window)
-        return windows * self.window + min(rest, self.window)
+        """How many of the first steps are fresh."""
+        if self.reuse == 1 or step <= self.window:
+            return step
+        return self.window - (self.window - step) // self.reuse
+
+    def first_needed(self, step: int) -> int:
+        """The first fresh step that a run needs to go on after so many steps: the window before the one it is in."""
+        if self.reuse == 1:
+            return step
+        _, fresh = self.shown_in(step)
+        return max(0, fresh // self.window - 1) * self.window
 
     def next_tickets(self, step: int) -> int:
         """How many steps have been made when learners next need a ticket that they did not need before."""
-        fresh = -(-self.fresh_steps(step) // self.ticket_steps) * self.ticket_steps
-        windows, rest = divmod(fresh, self.window)
-        return windows * self.reuse * self.window + rest
-
-    def window_of(self, step: int) -> int:
-        """The fresh step with which the window of a step begins: that step itself, unless blocks are used again."""
-        return step // (self.reuse * self.window) * self.window
+        return self.step_of(-(-self.fresh_steps(step) // self.ticket_steps) * self.ticket_steps)
 
     def tickets_of(self, step: int) -> list[int]:
         """The first and the last ticket that a step (counted from 1) shows something of."""
-        use, at = divmod((step - 1) % (self.reuse * self.window), self.window)
-        first, last = self.window_of(step - 1), self.window_of(step - 1) + self.window - 1
-        if use == 0:
-            first = last = first + at
+        use, fresh = self.shown_in(step - 1)
+        first = last = fresh
+        if use:
+            last = fresh // self.window * self.window - 1
+            first = last + 1 - self.window
         return [
             first // self.ticket_steps * self.num_workers,
             last // self.ticket_steps * self.num_workers + self.num_workers - 1,
@@ -127,7 +144,8 @@ class Plan:
         }
         if self.reuse > 1:
             rows["reuse"] = (
-                f"each anchor {self.reuse} times, in windows of {self.window} fresh steps: {self.steps} steps"
+                f"each view {self.reuse} times, all but the last: {self.steps} steps; two windows of {self.window} "
+                f"batches in the memory of the learners, {2 * self.window * self.batch_bytes / MIB:.1f} MiB in all"
             )
         if generators.mode == "pool":
             rows["generators"] = (
@@ -138,6 +156,11 @@ class Plan:
             rows["generators"] = "inline: each learner renders its own tickets"
         rows["learners"] = f"{_range(learners.bounds)} x {learners.num_gpus:g} GPU, {learners.num_cpus:g} CPU"
         return [f"{name:14} {text}" for name, text in rows.items()]
+
+    @property
+    def batch_bytes(self) -> int:
+        """Rendered pixels of one step, over all learners."""
+        return self.ticket_bytes * self.num_workers // self.ticket_steps
 
     @property
     def look_ahead(self) -> int:

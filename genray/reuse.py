@@ -1,15 +1,17 @@
-"""Blocks used more than once: the batches of a learner, of which only some are fresh.
+"""Views used more than once: the batches of a learner, of which only some are fresh.
 
-With `stream.reuse = K` the fresh steps come in windows of `stream.reuse_window`. A window is shown K times before the
-next one begins: first as it arrives, then each time in another order, in which every place in the batch has its own
-order of the window's steps. So no batch comes twice, and as the order of a place depends on nothing but (seed, window,
-use), neither a restart nor another number of learners changes it. Each use has its own pixel augmentation.
+With `stream.reuse = K`, fresh steps are counted in windows of `stream.reuse_window`. The steps of the first window are
+all fresh. From then on every K-th step is, and those between two fresh ones show the window before: the first after
+each fresh step goes through it in one order, the second in another, and so on, so that each of its anchors is shown K
+times in all. Fresh steps are evenly spread, so generators never stand still for it. In these orders every place in the
+batch has its own order of the window's steps; it depends on nothing but (seed, window, use), so neither a restart nor
+another number of learners changes it. Each use has its own pixel augmentation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count
 
 import numpy as np
 
@@ -28,34 +30,40 @@ def shown(fresh: Iterator[Block], plan: Plan, seed: int, rank: int, step: int) -
     """A learner's batches from a step on.
 
     Args:
-        fresh: its fresh batches, from the beginning of the window that the step lies in.
+        fresh: its fresh batches, from `plan.first_needed(step)` on.
         rank: which of the learners it is.
         step: steps that have been made.
 
     Yields:
-        The batches, with `use`, how often their window has been shown before.
+        The batches, with `use`, how often their views have been shown before.
     """
     part = slice(rank * plan.local_batch, (rank + 1) * plan.local_batch)
-    cycle = plan.reuse * plan.window
-    start = step - step % cycle
-    while True:
-        held = []
-        for batch in islice(fresh, plan.window):
-            # A copy, since the blocks themselves would fill the object store.
-            held.append({name: column.copy() for name, column in batch.items()} if plan.reuse > 1 else batch)
-            if start + len(held) > step:
-                yield {**batch, "use": np.zeros_like(batch["epoch"])}
-        if len(held) < plan.window:
-            return
-        for use in range(1, plan.reuse):
-            order = orders(seed, start // cycle, use, plan.window, plan.batch_size)[:, part]
-            for number, sources in enumerate(order, start=start + use * plan.window):
-                if number >= step:
-                    batch = {name: _gathered(held, sources, name) for name in held[0]}
-                    yield {**batch, "use": np.full_like(batch["epoch"], use)}
-        start += cycle
+    before: list[Block] = []
+    window: list[Block] = []
+    order: list[np.ndarray] = []
+    for number in count(plan.step_of(plan.first_needed(step))):
+        use, at = plan.shown_in(number)
+        if use == 0:
+            batch = next(fresh, {})
+            if not batch:
+                return
+            if plan.reuse > 1:
+                if at % plan.window == 0:
+                    before, window = window, []
+                    order = [
+                        orders(seed, at // plan.window - 1, use, plan.window, plan.batch_size)[:, part]
+                        for use in range(1, plan.reuse)
+                    ]
+                # A copy, since the blocks themselves would fill the object store.
+                window.append({name: column.copy() for name, column in batch.items()})
+        if number < step:
+            continue
+        if use:
+            sources = order[use - 1][at % plan.window]
+            batch = {name: _gathered(before, sources, name) for name in before[0]}
+        yield {**batch, "use": np.full_like(batch["epoch"], use)}
 
 
-def _gathered(held: list[Block], sources: np.ndarray, name: str) -> np.ndarray:
+def _gathered(window: list[Block], sources: np.ndarray, name: str) -> np.ndarray:
     """One batch, whose row at each place comes from that place of another fresh batch."""
-    return np.stack([held[source][name][place] for place, source in enumerate(sources)])
+    return np.stack([window[source][name][place] for place, source in enumerate(sources)])

@@ -52,7 +52,7 @@ def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
     asked = Asked(run, learner.plan, learner.step)
     if world > 1:
         barrier()  # from here on the collective operations of torch have a time limit
-    for record, checkpoint_due in learner.train(_drawn(_together(blocks, world), learner), asked):
+    for record, checkpoint_due in learner.train(_drawn(together(blocks, world), learner), asked):
         if judge and record and record["step"] % config.probe.every == 0:
             record["knn"] = judge(learner.features)
         if not checkpoint_due or rank != 0:
@@ -106,7 +106,7 @@ class Asked:
         return "go on", step + max(1, round(LOOK_EVERY_S / per_step))
 
 
-def _together(blocks: Iterator[Block], world: int) -> Iterator[Block]:
+def together(blocks: Iterator[Block], world: int) -> Iterator[Block]:
     """The same blocks, each only when every learner has its own.
 
     No learner then waits within a step for another one's block, however long that takes, and the time limit of the

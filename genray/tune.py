@@ -12,10 +12,10 @@ from genray.config import Config
 from genray.plan import MIB, Plan
 from genray.rundir import RunDirectory
 
-SATURATED = 22.0
-"""Blocks a second at which a stream was saturated on two processors, whatever their size: benchmarks/scaling.py."""
-AT_MOST = SATURATED / 3
+SHARE = 1 / 3
+"""Of the blocks a second that the stream can move, a run should move no more than this."""
 MOST_USES = 8
+INLINE_BATCHES = 4
 SECONDS = 5.0
 """Of each measurement."""
 
@@ -34,16 +34,19 @@ def settle(config: Config, address: str | None = None, say: Callable[[str], None
     if run.has_begun():
         theirs = json.loads(run.config.read_text())["stream"]
         return replace(config, stream=replace(config.stream, **{name: theirs[name] for name in unsettled}))
+    if config.generators.mode == "inline":  # there is no stream
+        return replace(config, stream=replace(config.stream, ticket_batches=INLINE_BATCHES))
     say(f"measuring for {' and '.join(f'stream.{name}' for name in unsettled)}")
-    rates = bench(config, repeats=1, seconds=SECONDS, address=address, say=say)["median"]
+    found = bench(config, repeats=1, seconds=SECONDS, address=address, say=say)
+    rates, most = found["median"], SHARE * found["empty_stream"]["blocks_per_s"]
     if "reuse" in unsettled:
         config = replace(config, stream=replace(config.stream, reuse=uses(rates)))
     if "ticket_batches" in unsettled:
-        config = replace(config, stream=replace(config.stream, ticket_batches=ticket_batches(rates, config)))
-        if (blocks := blocks_per_s(rates, config)) > AT_MOST:
+        config = replace(config, stream=replace(config.stream, ticket_batches=ticket_batches(rates, config, most)))
+        if (blocks := blocks_per_s(rates, config)) > most:
             say(
                 f"generators.look_ahead_mib allows no larger tickets; {blocks:.1f} blocks/s are more than a third of "
-                f"what a stream can move ({SATURATED:g})"
+                f"what this stream can move ({most / SHARE:.1f})"
             )
     say(", ".join(f"stream.{name} = {getattr(config.stream, name)}" for name in unsettled))
     return config
@@ -54,12 +57,11 @@ def uses(rates: Rates) -> int:
     return min(MOST_USES, max(1, math.ceil(rates["learner"] / (rates["generators"] * rates["generator"]) - 0.1)))
 
 
-def ticket_batches(rates: Rates, config: Config) -> int:
+def ticket_batches(rates: Rates, config: Config, most_blocks_per_s: float) -> int:
     """The smallest ticket with which the stream moves few enough blocks; no larger than the look-ahead allows."""
     plan = Plan.of(config)
-    batch_bytes = plan.ticket_bytes // (plan.ticket_steps // plan.num_workers)
-    most = config.generators.look_ahead_mib * MIB // (2 * config.learners.bounds[1] * batch_bytes)
-    return max(1, min(most, math.ceil(fresh_batches_per_s(rates, config) / AT_MOST)))
+    most = config.generators.look_ahead_mib * MIB // (2 * config.learners.bounds[1] * plan.batch_bytes)
+    return max(1, min(most, math.ceil(fresh_batches_per_s(rates, config) / most_blocks_per_s)))
 
 
 def blocks_per_s(rates: Rates, config: Config) -> float:

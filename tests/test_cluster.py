@@ -78,7 +78,7 @@ def test_a_dry_run_tells_what_follows_and_writes_the_configuration(
     config = load("demo", ["--name", "first", "--storage_path", str(tmp_path)])
     dry_run(config, say=said.append)
     told = {line[:14].strip(): line[15:] for line in said}
-    assert {"generator", "views", "batch / step", "ticket", "round", "run", "generators", "look-ahead"} <= told.keys()
+    assert {"generator", "views", "batch / step", "ticket", "run", "generators", "look-ahead"} <= told.keys()
     assert told["cluster"].startswith("fits: the run needs 2 CPUs")
     assert told["configuration"] == str(tmp_path / "first" / "config.json")
     assert load(str(tmp_path / "first")) == config
