@@ -144,8 +144,8 @@ class Plan:
         }
         if self.reuse > 1:
             rows["reuse"] = (
-                f"each view {self.reuse} times, all but the last: {self.steps} steps; two windows of {self.window} "
-                f"batches in the memory of the learners, {2 * self.window * self.batch_bytes / MIB:.1f} MiB in all"
+                f"each view {self.reuse} times, so that {fresh} fresh steps become {self.steps}; of two windows of "
+                f"{self.window} batches {2 * self.window * self.batch_bytes / MIB:.1f} MiB are kept, over all learners"
             )
         if generators.mode == "pool":
             rows["generators"] = (

@@ -49,3 +49,12 @@ def small(options: dict[str, Any] | None = None, **sections: Any) -> Config:
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
     return build(values)
+
+
+def uses(steps: int, reuse: int, window: int) -> list[tuple[int, int]]:
+    """For each step how often what it shows has been shown before, and the last fresh step up to it: by definition."""
+    found = [(0, step) for step in range(window)]
+    while len(found) < steps:
+        fresh = found[-1][1] + 1
+        found += [(use, fresh) for use in range(reuse)]
+    return found[:steps]

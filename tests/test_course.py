@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import cache
 
 import pytest
-from fakes import small
+from fakes import small, uses
 
 from genray.course import Course
 from genray.plan import Plan
@@ -164,19 +164,18 @@ def test_a_course_hands_out_places_as_64_bit_integers(workers: int) -> None:
 
 @pytest.mark.parametrize(("reuse", "window"), [(2, 3), (3, 4), (4, 2), (2, 8)])
 @pytest.mark.parametrize("workers", NUMBERS)
-def test_with_reuse_a_course_begins_with_the_window_and_has_fresh_steps_only(
+def test_with_reuse_a_course_begins_with_the_window_before_and_has_fresh_steps_only(
     workers: int, reuse: int, window: int
 ) -> None:
-    cycle = reuse * window
-    for steps in range(1, 2 * cycle + 2):
-        fresh = [number for number in range(steps) if number % cycle < window]  # steps that show what is new
+    for steps in range(1, window * (2 * reuse + 1) + 2):
+        shown = uses(steps, reuse, window)
         found = plan(workers, 2, steps, reuse, window)
         whole = dict(numbered(Course(found)))
         for begin in range(steps):
-            first = begin // cycle * window * BATCH
+            first = max(0, shown[begin][1] // window - 1) * window * BATCH
             tickets = numbered(Course(found, begin))
             needed = sorted(itertools.chain(*(positions for _, positions in tickets)))
-            assert needed == list(range(first, len(fresh) * BATCH))
+            assert needed == list(range(first, (shown[-1][1] + 1) * BATCH))
             assert tickets == [
                 (number, [position for position in whole[number] if position >= first]) for number, _ in tickets
             ]

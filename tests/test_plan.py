@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
-from fakes import small
+from fakes import small, uses
 
 from genray.course import Course
 from genray.plan import MIB, Plan, anchors_of
@@ -40,25 +39,6 @@ def test_tx_only_renders_one_view() -> None:
     assert found.ticket_bytes == 8 * 3 * 8 * 8
 
 
-class Shown:
-    """What a step shows, found by walking through the run."""
-
-    def __init__(self, window: int, use: int, fresh: range):
-        self.window, self.use, self.fresh = window, use, fresh
-
-    @classmethod
-    def of(cls, steps: int, reuse: int, window: int) -> list[Shown]:
-        """For each step: the fresh step its window begins with, its use, and the fresh steps that it shows some of."""
-        found: list[Shown] = []
-        for first in itertools.count(step=window):
-            for use in range(reuse):
-                for at in range(first, first + window):
-                    if len(found) == steps:
-                        return found
-                    found.append(cls(first, use, range(first, first + window) if use else range(at, at + 1)))
-        raise AssertionError
-
-
 REUSES = [(1, 64), (1, 2), (2, 2), (2, 3), (2, 4), (3, 4), (2, 12), (5, 7)]
 
 
@@ -71,31 +51,49 @@ def of_reuse(reuse: int, window: int, workers: int = 1, ticket_batches: int = 2,
 
 
 @pytest.mark.parametrize(("reuse", "window"), REUSES)
-def test_fresh_steps_and_windows(reuse: int, window: int) -> None:
+def test_fresh_steps_and_those_that_show_them_again(reuse: int, window: int) -> None:
     found = of_reuse(reuse, window)
     assert (found.reuse, found.window) == (reuse, window if reuse > 1 else 1)
-    shown = Shown.of(101, reuse, found.window)
-    for step in range(101):
-        assert found.fresh_steps(step) == sum(before.use == 0 for before in shown[:step])
-        assert found.window_of(step) == shown[step].window
+    shown = uses(101, reuse, window)
+    for step, (use, fresh) in enumerate(shown):
+        assert found.shown_in(step) == (use, fresh)
+        assert found.fresh_steps(step) == sum(use == 0 for use, _ in shown[:step])
+        if use == 0:
+            assert found.step_of(fresh) == step
+        if reuse > 1:
+            assert found.first_needed(step) == max(0, fresh // window * window - window)
 
 
-def test_without_reuse_every_step_is_fresh_and_a_window() -> None:
+def test_without_reuse_every_step_is_fresh_and_needs_no_other() -> None:
     found = of_reuse(1, 64)
     for step in (0, 1, 63, 64, 65, 10**12):
-        assert found.fresh_steps(step) == found.window_of(step) == step
+        assert found.fresh_steps(step) == found.first_needed(step) == found.step_of(step) == step
+        assert found.shown_in(step) == (0, step)
 
 
-def test_windows_spelt_out() -> None:
-    """Three fresh steps, twice."""
+def test_reuse_spelt_out() -> None:
+    """Three fresh steps, then one of two."""
     found = of_reuse(2, 3)
-    assert [found.fresh_steps(step) for step in range(14)] == [0, 1, 2, 3, 3, 3, 3, 4, 5, 6, 6, 6, 6, 7]
-    assert [found.window_of(step) for step in range(14)] == [0] * 6 + [3] * 6 + [6] * 2
-    assert [found.tickets_of(step) for step in range(1, 9)] == [
-        *([0, 0], [0, 0], [1, 1]),  # tickets of two steps
-        *([0, 1], [0, 1], [0, 1]),
-        *([1, 1], [2, 2]),
+    assert [found.shown_in(step) for step in range(9)] == [
+        *[(0, 0), (0, 1), (0, 2)],
+        *[(0, 3), (1, 3), (0, 4), (1, 4), (0, 5), (1, 5)],
     ]
+    assert [found.first_needed(step) for step in range(12)] == [0] * 9 + [3] * 3
+    assert [found.tickets_of(step) for step in range(1, 12)] == [
+        *([0, 0], [0, 0], [1, 1]),  # tickets of two steps
+        *([1, 1], [0, 1], [2, 2], [0, 1], [2, 2], [0, 1]),
+        *([3, 3], [1, 2]),
+    ]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize(("reuse", "window"), REUSES)
+def test_the_next_tickets_are_needed_by_the_step_after_those_made(reuse: int, window: int, workers: int) -> None:
+    found = of_reuse(reuse, window, workers)
+    shown = uses(400, reuse, window)
+    for step in range(60):
+        begins = (at for at in range(step, 400) if shown[at][0] == 0 and shown[at][1] % found.ticket_steps == 0)
+        assert found.next_tickets(step) == next(begins)
 
 
 @pytest.mark.parametrize("ticket_batches", [1, 2, 3])
@@ -107,8 +105,13 @@ def test_a_step_shows_something_of_its_tickets(reuse: int, window: int, workers:
     ticket_of = {
         position: ticket.number for ticket in map(course.ticket, range(len(course))) for position in ticket.positions
     }
-    for step, shown in enumerate(Shown.of(60, reuse, found.window), start=1):
-        tickets = {ticket_of[position] for fresh in shown.fresh for position in range(fresh * 12, fresh * 12 + 12)}
+    for step, (use, fresh) in enumerate(uses(60, reuse, window), start=1):
+        before = fresh // window * window
+        tickets = {
+            ticket_of[position]
+            for shown in (range(before - window, before) if use else [fresh])
+            for position in range(shown * 12, shown * 12 + 12)
+        }
         assert tickets == set(range(min(tickets), max(tickets) + 1))
         assert found.tickets_of(step) == [min(tickets), max(tickets)]
 
@@ -171,15 +174,18 @@ def test_every_quantity_is_told_with_its_formula() -> None:
 
 
 def test_reuse_is_told() -> None:
-    """Of 100 steps three times 32 are whole windows; four are the first of another."""
+    """Of 100 steps eight are fresh, and then one of four: 8 + 92 / 4."""
     lines = told(
         stream={"batch_size": 12, "reuse": 4, "reuse_window": 8, "ticket_batches": 3},
         training={"steps": 100},
         learners={"num_workers": 2},
         generators={"mode": "inline"},
     )
-    assert lines["run"] == "28 fresh steps x 12 = 336 anchors in 10 tickets"
-    assert lines["reuse"] == "each anchor 4 times, in windows of 8 fresh steps: 100 steps"
+    assert lines["run"] == "31 fresh steps x 12 = 372 anchors in 12 tickets"
+    assert lines["reuse"] == (
+        "each view 4 times, so that 31 fresh steps become 100; of two windows of 8 batches 0.1 MiB are kept, over all "
+        "learners"
+    )
     assert lines["generators"] == "inline: each learner renders its own tickets"
     assert "look-ahead" not in lines
     assert "reuse" not in told(stream={"reuse_window": 8})

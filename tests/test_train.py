@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import ray.train
-from fakes import small
+from fakes import small, uses
 
 from genray import train
 from genray.plan import Plan
@@ -46,10 +46,10 @@ def plan_of(workers: int = 1, **stream: int) -> Plan:
     return Plan.of(small(stream={"batch_size": 12, **stream}, learners={"num_workers": workers}))
 
 
-def begins_tickets(plan: Plan, step: int, ticket_batches: int, reuse: int = 1, window: int = 1) -> bool:
+def begins_tickets(plan: Plan, step: int, ticket_batches: int, reuse: int = 1, window: int = 64) -> bool:
     """Whether a step (counted from 1) is the first to show something of new tickets, by what a ticket is."""
-    windows, within = divmod(step - 1, reuse * window)
-    return within < window and (windows * window + within) % (ticket_batches * plan.num_workers) == 0
+    use, fresh = uses(step, reuse, window)[-1]
+    return use == 0 and fresh % (ticket_batches * plan.num_workers) == 0
 
 
 def wishes(
