@@ -160,19 +160,21 @@ def test_a_generator_counts_once(blocks: list[Block]) -> None:
 def test_waiting_for_a_slow_stream_is_told_but_not_for_its_first_block(blocks: list[Block]) -> None:
     made = learner(training={"steps": 8, "log_every": 4})
     reports = made.train(travelled(blocks, pause=0.5))
-    first, second = [report.record["measured"]["seconds"]["wait"] for report in reports if report.record]
+    first, second = [report.record["measured"]["seconds"].get("wait", 0.0) for report in reports if report.record]
     assert first < 0.25
     assert 0.5 <= second < 2
 
 
 def test_blocks_that_are_used_again_are_neither_counted_nor_waited_for(blocks: list[Block]) -> None:
-    made = learner(stream={"reuse": 2, "reuse_window": 4}, training={"steps": 16, "log_every": 4})
+    """After the first ticket only every other step takes of a new one."""
+    made = learner(stream={"reuse": 2, "reuse_window": 4}, training={"steps": 20, "log_every": 4})
     reports = made.train(travelled(blocks, pause=0.5))
     found = [report.record["measured"] for report in reports if report.record]
-    assert [window["blocks"] for window in found] == [1, 0, 1, 0]
-    assert [window["images"] for window in found] == [4 * BATCH * 2, 0] * 2
-    assert [window["generators"] for window in found] == [["host:0"], [], ["host:1"], []]
-    assert [window["seconds"]["wait"] >= 0.5 for window in found] == [False, False, True, False]
+    assert [window["blocks"] for window in found] == [1, 1, 0, 1, 0]
+    assert [window["images"] for window in found] == [window["blocks"] * 4 * BATCH * 2 for window in found]
+    assert [window["generators"] for window in found] == [["host:0"], ["host:1"], [], ["host:2"], []]
+    waited = [window["seconds"].get("wait", 0.0) >= 0.5 for window in found]
+    assert waited == [False, True, False, True, False]
 
 
 def test_the_phases_add_up_to_the_time_that_passed(blocks: list[Block], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +196,7 @@ def test_the_phases_add_up_to_the_time_that_passed(blocks: list[Block], monkeypa
             at.append(time.perf_counter())
             found.append(report.record["measured"]["seconds"])
             time.sleep(0.5)  # a probe
-    assert set(found[0]) == set(found[1]) == set(balance.PHASES)
+    assert set(found[0]) | {"wait"} == set(found[1]) == set(balance.PHASES)
     assert all(slow[name] <= seconds for name, seconds in found[1].items())
     elapsed = at[1] - at[0] - 0.5
     assert elapsed - 0.3 <= sum(found[1].values()) <= elapsed
@@ -221,7 +223,7 @@ def test_a_ticket_must_be_cut_where_the_run_stands(blocks: list[Block]) -> None:
         next(made.train(iter(blocks[4:])))
 
 
-@pytest.mark.parametrize("step", [9, 14])
+@pytest.mark.parametrize("step", [12, 14, 19])
 def test_the_stream_must_begin_where_a_window_does_that_is_used_again(blocks: list[Block], step: int) -> None:
     made = learner(stream={"reuse": 2, "reuse_window": 4}, training={"log_every": 1})
     made.step = step
@@ -246,17 +248,17 @@ def spoilt_once(step: int) -> Callable[..., torch.Tensor]:
 def test_a_loss_that_is_not_finite_ends_the_run(blocks: list[Block], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "contrastive_loss", spoilt_once(step=6))
     made, saved = learner(training={"log_every": 16, "checkpoint_every": 4}), []
-    with pytest.raises(NotFinite, match="not finite in ticket 1; the last checkpoint is from before it") as error:  # noqa: PT012
+    with pytest.raises(NotFinite, match="not finite in step 6; the last checkpoint is from before it") as error:  # noqa: PT012
         for report in made.train(iter(blocks)):
             saved.append((report.checkpoint, made.step))
     assert saved == [(True, 4)]
     assert "optimizer.lr" in str(error.value)
 
 
-def test_the_first_bad_ticket_is_named(blocks: list[Block], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_bad_step_is_named(blocks: list[Block], monkeypatch: pytest.MonkeyPatch) -> None:
     """A record is due only much later, when every loss is bad."""
     monkeypatch.setattr(losses, "contrastive_loss", spoilt_once(step=10))
-    with pytest.raises(NotFinite, match="not finite in ticket 2;"):
+    with pytest.raises(NotFinite, match="not finite in step 10;"):
         list(learner(training={"log_every": 24, "checkpoint_every": 1000}).train(iter(blocks)))
 
 
@@ -431,12 +433,12 @@ def test_the_lines_of_a_window_tell_each_use_and_the_window_s_tickets(blocks: li
     made = learner(stream={"reuse": 2, "reuse_window": 6}, training={"steps": 26, "log_every": 26})
     ((record,), _) = train(made, blocks)
     lines = record["batches"]
-    first, second = [[0, 0]] * 4 + [[1, 1]] * 2 + [[0, 1]] * 6, [[1, 1]] * 2 + [[2, 2]] * 4 + [[1, 2]] * 6
-    assert [line["tickets"] for line in lines] == [*first, *second, [3, 3], [3, 3]]
+    first, second = [[[number, number], [0, 1]] for number in (1, 1, 2, 2, 2, 2)], [[[3, 3], [1, 2]]] * 4
+    assert [line["tickets"] for line in lines] == [*[[0, 0]] * 4, *[[1, 1]] * 2, *itertools.chain(*first, *second)]
     whole = {name: np.concatenate([block[name] for block in blocks]) for name in ("latent", "views")}
     for window in range(2):
         order = reuse.orders(made.config.seed, window, 1, 6, BATCH)
-        for line, sources in zip(lines[12 * window + 6 :], order, strict=False):
+        for line, sources in zip(lines[7 + 12 * window :: 2], order, strict=False):
             rows = (6 * window + sources) * BATCH + np.arange(BATCH)
             assert line["latents"] == checksum(whole["latent"][rows])
             assert line["pixels"] == checksum(whole["views"][rows])
@@ -444,7 +446,7 @@ def test_the_lines_of_a_window_tell_each_use_and_the_window_s_tickets(blocks: li
 
 
 def test_a_view_used_again_is_augmented_anew(blocks: list[Block], monkeypatch: pytest.MonkeyPatch) -> None:
-    made = learner(stream={"reuse": 3, "reuse_window": 2}, training={"steps": 6})
+    made = learner(stream={"reuse": 3, "reuse_window": 2}, training={"steps": 8})
     shown: dict[int, list[torch.Tensor]] = {}
     images = made.images
 
@@ -456,10 +458,10 @@ def test_a_view_used_again_is_augmented_anew(blocks: list[Block], monkeypatch: p
 
     monkeypatch.setattr(made, "images", watched)
     train(made, blocks)
-    assert sorted(shown) == list(range(2 * BATCH))
+    assert sorted(shown) == list(range(4 * BATCH))
     for anchor, uses in shown.items():
-        assert len(uses) == 3
-        assert len({image.numpy().tobytes() for image in uses}) == 3, anchor
+        assert len(uses) == (3 if anchor < 2 * BATCH else 1)
+        assert len({image.numpy().tobytes() for image in uses}) == len(uses), anchor
 
 
 @pytest.mark.parametrize("reuse_window", [2, 3])
