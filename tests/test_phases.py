@@ -1,0 +1,105 @@
+"""The phases of a bench with one learner, on blocks that are rendered when they are asked for; no Ray is started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fakes import small
+
+from genray import phases
+from genray.bench import for_bench
+from genray.config import Config
+from genray.course import Course
+from genray.learner import Learner
+from genray.phases import HELD, ROUNDS, Phases
+from genray.views import Block, Renderer
+
+MODEL = {
+    "backbone": "resnet18",
+    "model_args": {"layers": [1, 1, 0, 0], "channels": [8, 8, 8, 8], "stem_width": 8},
+    "projection": [8, 4],
+}
+RENDER_S = 0.5
+
+
+class Stream:
+    """Blocks that claim to have taken RENDER_S each."""
+
+    def __init__(self, config: Config, learner: Learner):
+        self.renderer, self.course, self.taken = Renderer(config, "cpu"), Course(learner.plan), 0
+
+    def __iter__(self) -> Iterator[Block]:
+        for ticket in self.course.of_learner(0):
+            self.taken += 1
+            yield {**self.renderer.block(ticket), "render_s": np.full(len(ticket.positions), RENDER_S)}
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that were waited for the generators to stand still."""
+    found: list[float] = []
+    monkeypatch.setattr(phases.time, "sleep", found.append)
+    return found
+
+
+@pytest.fixture
+def measured(tmp_path: Path, slept: list[float]) -> tuple[Phases, Stream]:
+    config = small(
+        storage_path=str(tmp_path),
+        model=MODEL,
+        generators={"num": 3, "num_gpus": 0, "look_ahead_mib": 1},
+        learners={"num_gpus": 0},
+        stream={"batch_size": 64, "ticket_batches": 2},
+    )
+    config = for_bench(config)
+    learner = Learner(config, 0, torch.device("cpu"))
+    source = Stream(config, learner)
+    made = Phases(learner, iter(source), 1)
+    made.prepare(1e-6)
+    return made, source
+
+
+def test_a_phase_has_some_tickets_of_each_generator(measured: tuple[Phases, Stream]) -> None:
+    made, _ = measured
+    assert made.tickets == {"learner": 1, "inline": 1, "stream": 3 * ROUNDS, "together": 3 * ROUNDS}
+
+
+def test_what_had_lain_ready_is_passed_over(measured: tuple[Phases, Stream]) -> None:
+    made, source = measured
+    assert made.ready == made.learner.plan.look_ahead + 2 * 3 + HELD
+    before = source.taken
+    made.measure()
+    assert source.taken - before == 3 * made.ready + 2 * made.tickets["stream"] + made.tickets["together"]
+    assert made.learner.step == source.taken * made.learner.plan.ticket_steps
+
+
+def test_a_phase_aside_waits_until_the_generators_stand_still(
+    measured: tuple[Phases, Stream], slept: list[float]
+) -> None:
+    made, _ = measured
+    assert made.still_s == pytest.approx(1.5 * (made.ready + 3) * RENDER_S / 3)
+    slept.clear()
+    made.measure()
+    assert slept == [made.still_s] * 3  # the learners twice, and inline
+
+
+def test_what_is_measured(measured: tuple[Phases, Stream]) -> None:
+    made, _ = measured
+    found = made.measure()
+    assert set(found) == {
+        *("learner", "stream", "together", "inline", "generator", "generators", "blocks_per_s", "mib_per_s")
+    }
+    assert found["generator"] == pytest.approx(2 * 64 / RENDER_S)
+    assert found["generators"] == 3
+    assert found["stream"] == pytest.approx(found["blocks_per_s"] * 2 * 64)
+    assert found["mib_per_s"] == pytest.approx(found["blocks_per_s"] * 2 * 64 * 2 * 3 * 8 * 8 / 2**20)
+    assert found["learner"] > found["inline"] > 0
+
+
+def test_a_measurement_may_be_repeated(measured: tuple[Phases, Stream]) -> None:
+    made, _ = measured
+    assert set(made.measure()) == set(made.measure())
