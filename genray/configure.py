@@ -248,7 +248,8 @@ def reference() -> str:
 def _field_line(owner: Any, name: str) -> str:
     info = owner.__pydantic_fields__[name]
     default = "required" if info.is_required() else json.dumps(info.get_default(call_default_factory=True))
-    return f"  {name} = {default}".ljust(36) + f"  {info.description or ''}".rstrip()
+    meaning = " ".join((info.description or "").split())
+    return f"  {name} = {default}".ljust(36) + f"  {meaning}".rstrip()
 
 
 def _hints(owner: Any) -> dict[str, Any]:
