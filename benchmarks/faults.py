@@ -187,8 +187,9 @@ def of_three(look_ahead_mib: int) -> Record:
 
 def pace(run: Run) -> float:
     """Steps a second of a run of its own, once its look-ahead has been through."""
+    plan = Plan.of(run.config)
     run.start()
-    run.wait_for(lambda: run.step() >= 150)
+    run.wait_for(lambda: run.step() >= 2 * plan.look_ahead * plan.ticket_batches, 400)
     found = speed(run, 60)
     run.stop()
     return found

@@ -93,12 +93,7 @@ FAULTS: list[tuple[str, str | None, str, str]] = [
         "the next start ends them by pid and start time, and resumes",
         "resume ●",
     ),
-    (
-        "SIGTERM, Ctrl-C",
-        "stopped, started again",
-        "a checkpoint at the next step; exit code 75 or 130",
-        "all of them ●",
-    ),
+    ("SIGTERM, Ctrl-C", None, "a checkpoint at the next step; exit code 75 or 130", "all of them ●"),
     ("`ray job stop`", None, "the same, with `RAY_JOB_STOP_WAIT_TIME_S`", "jobs"),
     ("the head of the cluster is killed", None, RESUMES, "resources"),
     ("a node with a generator is lost", "generator node lost", FRESH, "cluster"),

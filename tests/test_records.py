@@ -22,8 +22,9 @@ def test_a_line_that_was_cut_short_is_no_record(tmp_path: Path) -> None:
 def test_there_may_be_no_record(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     assert (read(path), last(path), Follower(path).new()) == ([], {}, [])
-    path.write_bytes(CUT)
-    assert (read(path), last(path), Follower(path).new()) == ([], {}, [])
+    for content in (b"", CUT):
+        path.write_bytes(content)
+        assert (read(path), last(path), Follower(path).new()) == ([], {}, [])
 
 
 def test_what_is_added_after_a_line_that_was_cut_short_is_whole(tmp_path: Path) -> None:

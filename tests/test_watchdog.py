@@ -117,7 +117,7 @@ def test_a_process_that_only_waits_for_work_is_left_alone(tmp_path: Path) -> Non
 
 
 def test_work_that_keeps_its_process_from_any_sign_of_life_has_its_own_limit(tmp_path: Path) -> None:
-    """Counting the bits of a number this long holds the interpreter; then there is time to show life again."""
+    """Dividing a number this long holds the interpreter; afterwards there is time to show life again."""
     code = """
 def hold(seconds):
     began = time.monotonic()

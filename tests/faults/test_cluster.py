@@ -39,6 +39,8 @@ def test_a_node_that_gives_notice_costs_no_more_than_its_last_seconds(
 ) -> None:
     many = {**WHOLE, "num_workers": learners}
     run = Run(tmp_path, "notice", generators=WHOLE, learners=many, training={"checkpoint_every": 20_000})
+    for _ in range(learners - 1):  # Ray Data needs a CPU of its own
+        nodes.cluster.add_node(num_cpus=1)
     nodes.start(run)
     run.wait_for(lambda: run.step() >= 13)
     assert checkpoint.last(run.path) is None
