@@ -27,6 +27,7 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's own name
 
 import numpy as np
 import ray
+from ray.data.context import AutoscalingConfig
 
 from genray import cluster, processes, stream
 from genray.config import Config
@@ -39,6 +40,8 @@ from genray.views import Block
 Record = dict[str, Any]
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
+WINDOW_S, ROUNDS = 15.0, 5
+"""What counts: so many seconds at the ideal rate, and so many blocks of each generator, at the least."""
 STAGES = ("MapWorker", "Consumer")
 """Titles of the processes that stand for generators and learners."""
 
@@ -71,14 +74,19 @@ class Consumer:
 
     def run(self, shard: Any, step_s: float) -> None:
         """Use block after block until it is told to end."""
+        self.step_s = step_s
         for _ in stream.from_stream(shard):
             self.arrivals.append(time.time())
-            time.sleep(step_s)
+            time.sleep(self.step_s)
             if self.over.is_set():
                 return
 
     def seen(self) -> int:
         return len(self.arrivals)
+
+    def take(self, step_s: float) -> None:
+        """From now on, so many seconds for each block."""
+        self.step_s = step_s
 
     def end(self) -> list[float]:
         """When each block arrived; ends the run."""
@@ -86,7 +94,9 @@ class Consumer:
         return self.arrivals
 
 
-def config_of(generators: int, learners: int, render_s: float, size: int, anchors: int, tickets: int) -> Config:
+def config_of(
+    generators: int, learners: int, render_s: float, size: int, anchors: int, tickets: int = 100_000
+) -> Config:
     """A run whose tickets have so many anchors of two square views, `size` pixels a side."""
     ticket = anchors * 2 * 3 * size**2
     return build(
@@ -105,50 +115,77 @@ def config_of(generators: int, learners: int, render_s: float, size: int, anchor
                 "num": generators,
                 "num_gpus": 0,
                 "num_cpus": 0.001,
-                "look_ahead_mib": max(1, -(-8 * (generators + learners) * ticket // 2**20)),
+                "look_ahead_mib": max(1, -(-3 * (generators + learners) * ticket // 2**20)),
             },
             "learners": {"num_workers": learners, "num_gpus": 0},
         }
     )
 
 
-def measured(config: Config, step_s: float, rounds: int) -> Record:
+class Stream:
+    """A stream that simulated learners use, for as long as this is entered."""
+
+    def __init__(self, config: Config, step_s: float, autoscaling: AutoscalingConfig | None = None):
+        self.plan, self.generators = Plan.of(config), config.generators.bounds[0]
+        course = Course(self.plan)
+        dataset = stream.blocks(config, course, Simulated)
+        dataset.context.execution_options = options(course)
+        if autoscaling:
+            dataset.context.autoscaling_config = autoscaling
+        shards = dataset.streaming_split(self.plan.num_workers, equal=True)
+        self.consumers = [ray.remote(Consumer).options(max_concurrency=3, num_cpus=0).remote() for _ in shards]
+        pairs = zip(self.consumers, shards, strict=True)
+        self.runs = [consumer.run.remote(shard, step_s) for consumer, shard in pairs]
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def seen(self) -> int:
+        """Blocks that have arrived."""
+        ray.get(ray.wait(self.runs, timeout=0)[0])  # raises what a consumer raised
+        return sum(ray.get([consumer.seen.remote() for consumer in self.consumers]))
+
+    def wait_for(self, blocks: int) -> None:
+        while self.seen() < blocks:
+            time.sleep(0.2)
+
+    def take(self, step_s: float) -> None:
+        """From now on every learner takes so long for a block."""
+        ray.get([consumer.take.remote(step_s) for consumer in self.consumers])
+
+    def arrivals(self) -> list[float]:
+        """When each block arrived, in order."""
+        return sorted(at for found in ray.get([consumer.end.remote() for consumer in self.consumers]) for at in found)
+
+    def __exit__(self, *_: object) -> None:
+        for consumer in self.consumers:
+            ray.kill(consumer)
+        del self.runs
+        wait_until_gone()
+
+
+def measured(config: Config, step_s: float, blocks: int) -> Record:
     """Blocks a second of a stream once its look-ahead has been through, and what all other processes cost for each.
 
     Generators that began together also end together, so what counts is the time of whole rounds of them.
     """
-    plan = Plan.of(config)
-    course, generators = Course(plan), config.generators.bounds[0]
-    dataset = stream.blocks(config, course, Simulated)
-    dataset.context.execution_options = options(course)
-    shards = dataset.streaming_split(plan.num_workers, equal=True)
-    consumers = [ray.remote(Consumer).options(max_concurrency=3, num_cpus=0).remote() for _ in shards]
     began = time.monotonic()
-    runs = [consumer.run.remote(shard, step_s) for consumer, shard in zip(consumers, shards, strict=True)]
-
-    def wait_for(blocks: int) -> None:
-        while sum(ray.get([consumer.seen.remote() for consumer in consumers])) < blocks:
-            ray.get(ray.wait(runs, timeout=0.2)[0])  # raises what a consumer raised
-
-    turn = math.lcm(generators, plan.num_workers)
-    warm = -(-(plan.look_ahead + 3 * generators) // turn) * turn
-    wait_for(warm)
-    warm_s, before = time.monotonic() - began, usage()
-    wait_for(warm + rounds * turn)
-    after = usage()
-    arrivals = sorted(at for found in ray.get([consumer.end.remote() for consumer in consumers]) for at in found)
-    for consumer in consumers:
-        ray.kill(consumer)
-    elapsed = arrivals[warm + rounds * turn - 1] - arrivals[warm - 1]
+    with Stream(config, step_s) as flow:
+        turn = math.lcm(flow.generators, flow.plan.num_workers)
+        warm = -(-(flow.plan.look_ahead + 3 * flow.generators) // turn) * turn
+        blocks = -(-blocks // turn) * turn
+        flow.wait_for(warm)
+        warm_s, before = time.monotonic() - began, usage()
+        flow.wait_for(warm + blocks)
+        after, arrivals = usage(), flow.arrivals()
+    elapsed = arrivals[warm + blocks - 1] - arrivals[warm - 1]
     cpu_s = sum(after[pid][1] - before.get(pid, ("", 0.0, 0))[1] for pid in after if not staged(after[pid][0]))
     pool = sum(generator(found) for found in after.values())
-    assert pool == generators, f"{pool} of {generators} generators run"
-    del dataset, shards
-    wait_until_gone()
+    assert pool == flow.generators, f"{pool} of {flow.generators} generators run"
     return {
-        "blocks_per_s": rounds * turn / elapsed,
-        "blocks": rounds * turn,
-        "cpu_s_per_block": cpu_s / (rounds * turn),
+        "blocks_per_s": blocks / elapsed,
+        "blocks": blocks,
+        "cpu_s_per_block": cpu_s / blocks,
         "rss_mib": sum(found[2] for found in after.values() if not staged(found[0])) / 2**20,
         "warm_s": warm_s,
     }
@@ -180,13 +217,8 @@ def usage() -> dict[int, tuple[str, float, int]]:
     return found
 
 
-def ideal(generators: int, learners: int, render_s: float, step_s: float) -> float:
-    """Blocks a second of the slower side."""
-    return min(generators / render_s if render_s else np.inf, learners / step_s if step_s else np.inf)
-
-
 def overlap(arguments: argparse.Namespace) -> Iterator[Record]:
-    """Efficiency against the slower side's ideal, with one side 1.5 times slower than the other."""
+    """Efficiency against the slower side's ideal, with the other side 1.5 times faster."""
     for repeat in range(arguments.repeats):
         for learners in (1, 2):
             for generators in (1, 2, 4, 8, 16):
@@ -194,25 +226,27 @@ def overlap(arguments: argparse.Namespace) -> Iterator[Record]:
                     rate = min(arguments.rate, generators)  # blocks a second of the slower side
                     render_s = generators / rate / (1 if slower == "generators" else 1.5)
                     step_s = learners / rate / (1 if slower == "learners" else 1.5)
-                    yield of(generators, learners, render_s, step_s, arguments) | {"slower": slower, "repeat": repeat}
+                    blocks = max(WINDOW_S * rate, ROUNDS * generators)
+                    found = of(generators, learners, render_s, step_s, round(blocks))
+                    yield found | {"slower": slower, "repeat": repeat}
 
 
 def many(arguments: argparse.Namespace) -> Iterator[Record]:
     """Large pools, once each; rendering takes longer with more generators, so that the stream is no limit."""
     for generators in (32, 64, 128):
         rate = arguments.rate
-        yield of(generators, 4, generators / rate, 4 / rate / 1.5, arguments) | {"slower": "generators"}
+        found = of(generators, 4, generators / rate, 4 / rate / 1.5, ROUNDS * generators)
+        yield found | {"slower": "generators"}
 
 
 def balance(arguments: argparse.Namespace) -> Iterator[Record]:
     """Both sides equally fast: against one process that renders and trains in turn."""
     for repeat in range(arguments.repeats):
-        found = of(1, 1, 1.0, 1.0, arguments)
-        began, count = time.monotonic(), 0
-        for _ in range(10):
+        found = of(1, 1, 1.0, 1.0, round(WINDOW_S))
+        began, count = time.monotonic(), 10
+        for _ in range(count):
             time.sleep(1.0)  # renders
             time.sleep(1.0)  # trains
-            count += 1
         in_turn = count / (time.monotonic() - began)
         yield found | {"in_turn": in_turn, "ratio": found["blocks_per_s"] / in_turn, "repeat": repeat}
 
@@ -221,72 +255,57 @@ def ceiling(arguments: argparse.Namespace) -> Iterator[Record]:
     """Blocks a second at which the stream itself is the limit, by their size."""
     for repeat in range(arguments.repeats):
         for size, anchors in ((32, 16), (32, 128), (128, 64), (128, 256)):
-            config = config_of(4, 1, 0.0, size, anchors, 20_000)
-            found = measured(config, 0.0, 25 * arguments.rounds)
+            config = config_of(4, 1, 0.0, size, anchors)
             mib = Plan.of(config).ticket_bytes / 2**20
-            yield found | {"mib": round(mib, 2), "repeat": repeat}
+            yield measured(config, 0.0, 300) | {"mib": round(mib, 2), "repeat": repeat}
 
 
 def long(arguments: argparse.Namespace) -> Iterator[Record]:
-    """Many small blocks: time and memory for each, from the first to the last."""
-    config = config_of(2, 1, 0.0, 8, 16, arguments.blocks)
-    course = Course(Plan.of(config))
-    dataset = stream.blocks(config, course, Simulated)
-    dataset.context.execution_options = options(course)
-    began, before, count = time.monotonic(), usage(), 0
-    for count, _ in enumerate(stream.from_stream(dataset.iterator()), start=1):
-        if count % 1000 == 0:
-            now, after = time.monotonic(), usage()
-            cpu_s = sum(
-                found[1] - before.get(pid, ("", 0.0, 0))[1] for pid, found in after.items() if not staged(found[0])
-            )
-            rss = sum(found[2] for found in after.values() if not staged(found[0])) / 2**20
+    """Many small blocks: time, CPU and memory of each thousand, from the first to the last."""
+    with Stream(config_of(2, 1, 0.0, 8, 16, arguments.blocks + 1000), 0.0) as flow:
+        flow.wait_for(1)
+        began, before, seen = time.monotonic(), usage(), 0
+        while seen < arguments.blocks:
+            flow.wait_for(seen + 1000)
+            now, after, more = time.monotonic(), usage(), flow.seen() - seen
+            others = {pid: found for pid, found in after.items() if not staged(found[0])}
+            cpu_s = sum(found[1] - before.get(pid, ("", 0.0, 0))[1] for pid, found in others.items())
+            seen += more
             yield {
-                "blocks": count,
-                "s_per_block": (now - began) / 1000,
-                "cpu_s_per_block": cpu_s / 1000,
-                "rss_mib": rss,
+                "blocks": seen,
+                "s_per_block": (now - began) / more,
+                "cpu_s_per_block": cpu_s / more,
+                "rss_mib": sum(found[2] for found in others.values()) / 2**20,
             }
             began, before = now, after
 
 
 def pool(arguments: argparse.Namespace) -> Iterator[Record]:
-    """How a pool of 1 to 6 generators follows a learner that is fast, slow (it needs 1.5 of them) and fast again."""
-    from ray.data.context import AutoscalingConfig
+    """How a pool of 1 to 6 generators follows learners that are fast, slow (they need 1.5 of them) and fast again."""
+    for learners in (1, 2):
+        for name, autoscaling in (("Ray Data's defaults", AutoscalingConfig()), ("genray", None)):
+            yield {"settings": name, "learners": learners, **followed(learners, autoscaling, arguments)}
 
-    for up, down, most in ((1.75, 0.5, None), (1.75, 0.5, 1), (2.0, 0.5, 1), (2.0, 0.25, 1), (2.0, 0.1, 1)):
-        config = config_of(6, 1, 1.0, 32, 32, 100_000)
-        config = replace(config, generators=replace(config.generators, num=(1, 6), look_ahead_mib=arguments.look_ahead))
-        course = Course(Plan.of(config))
-        dataset = stream.blocks(config, course, Simulated)
-        dataset.context.execution_options = options(course)
-        dataset.context.autoscaling_config = AutoscalingConfig(up, down, most)
-        trace, began, over = [], time.monotonic(), threading.Event()
 
-        def sample(trace: list[list[float]] = trace, began: float = began, over: threading.Event = over) -> None:
-            while not over.wait(1.0):
-                trace.append([round(time.monotonic() - began, 1), sum(map(generator, usage().values()))])
-
-        sampler = threading.Thread(target=sample)
-        sampler.start()
-        changes = []
-        blocks = stream.from_stream(dataset.iterator())
-        try:
-            for step_s in (0.05, 1 / 1.5, 0.05):
-                changes.append([round(time.monotonic() - began, 1), step_s])
-                phase, count = time.monotonic(), 0
-                while time.monotonic() - phase < arguments.phase:
-                    next(blocks)
-                    time.sleep(step_s)
-                    count += 1
-                changes[-1].append(round(count / (time.monotonic() - phase), 2))
-        finally:
-            over.set()
-            sampler.join()
-            blocks.close()
-        del dataset
-        wait_until_gone()
-        yield {"up": up, "down": down, "most": most, "phases": changes, "trace": trace}
+def followed(learners: int, autoscaling: AutoscalingConfig | None, arguments: argparse.Namespace) -> Record:
+    """Generators over time, and for each phase when it began, a learner's seconds for a block, and blocks a second."""
+    config = config_of(6, learners, 1.0, 32, 32)
+    look_ahead = -(-12 * Plan.of(config).ticket_bytes // 2**20)
+    config = replace(config, generators=replace(config.generators, num=(1, 6), look_ahead_mib=look_ahead))
+    phases: list[Record] = []
+    trace: list[tuple[float, int]] = []
+    with Stream(config, 0.05 * learners, autoscaling) as flow:
+        flow.wait_for(1)
+        began = time.monotonic()
+        for step_s in (0.05 * learners, learners / 1.5, 0.05 * learners):
+            flow.take(step_s)
+            at, seen = time.monotonic() - began, flow.seen()
+            while (now := time.monotonic() - began) < at + arguments.phase:
+                trace.append((round(now, 1), sum(map(generator, usage().values()))))
+                time.sleep(1)
+            rate = (flow.seen() - seen) / (now - at)
+            phases.append({"at": round(at, 1), "step_s": step_s, "blocks_per_s": round(rate, 2)})
+    return {"phases": phases, "trace": trace}
 
 
 def generator(found: tuple[str, float, int]) -> bool:
@@ -294,11 +313,10 @@ def generator(found: tuple[str, float, int]) -> bool:
     return STAGES[0] in found[0]
 
 
-def of(generators: int, learners: int, render_s: float, step_s: float, arguments: argparse.Namespace) -> Record:
+def of(generators: int, learners: int, render_s: float, step_s: float, blocks: int) -> Record:
     """One measurement beside its ideal."""
-    config = config_of(generators, learners, render_s, 32, 32, 100_000)
-    found = measured(config, step_s, arguments.rounds)
-    best = ideal(generators, learners, render_s, step_s)
+    found = measured(config_of(generators, learners, render_s, 32, 32), step_s, blocks)
+    best = min(generators / render_s, learners / step_s)
     return {
         "generators": generators,
         "learners": learners,
@@ -318,10 +336,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=5, help="blocks of each generator that count")
     parser.add_argument("--rate", type=float, default=4.0, help="blocks a second of the slower side, at the most")
     parser.add_argument("--phase", type=float, default=90.0, help="seconds of each phase of the pool")
-    parser.add_argument("--look-ahead", type=int, default=2, help="MiB, of the pool: tickets have .2")
     parser.add_argument("--blocks", type=int, default=20_000, help="of the long stream")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The same training fed in four ways, side by side: `python benchmarks/side_by_side.py [PRESET] [--repeats 5]`.
+"""The same training fed in four ways, side by side: `python benchmarks/side_by_side.py [--parts ways sizes]`.
 
     genray    generators render into the stream, the learner trains from it
     in turn   one process renders a ticket, then trains on it, and so on
@@ -6,7 +6,9 @@
     files     the reference code's way: PNG files written first, then read back by a DataLoader with ImageFolder
 
 Each way has the same generator, the same learner and the same number of steps, in a process tree of its own; the ways
-take turns, and what counts is the anchors a second once all of them work. The ratios are those of one round.
+take turns, and what counts is the anchors a second once all of them work. The ratios are those of one round. Generator
+and learner are also measured alone, on one processor each: the slower of them is the best that any of these ways could
+reach that keeps one processor for each. `sizes` compares the first and the third way with ever larger tickets.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 WARM = 8
 """Tickets that do not count."""
+SIZED = 6400
+"""Anchors for each measurement of `sizes`, at the least."""
 
 
 def streamed(config: Config, tickets: int, workers: int) -> Record:
@@ -68,6 +72,34 @@ def in_turn(config: Config, tickets: int, workers: int) -> Record:
 
     learner, renderer = made(config, threads=os.cpu_count() or 1), Renderer(config, "cpu")
     blocks = map(renderer.block, Course(learner.plan).of_learner(0))
+    return {"anchors_per_s": rate(learner, blocks, tickets)}
+
+
+def generator_alone(config: Config, tickets: int, workers: int) -> Record:
+    """Rendering and nothing else, on one processor."""
+    import torch
+
+    from genray.course import Course
+    from genray.views import Renderer
+
+    torch.set_num_threads(1)
+    renderer = Renderer(config, "cpu")
+    course = Course(renderer.plan)
+    renderer.block(course.ticket(0))
+    began = time.perf_counter()
+    anchors = sum(len(renderer.block(course.ticket(1 + index))["views"]) for index in range(tickets))
+    return {"anchors_per_s": workers * anchors / (time.perf_counter() - began)}
+
+
+def learner_alone(config: Config, tickets: int, workers: int) -> Record:
+    """Training on one block that stays, on one processor."""
+    from genray.course import Course
+    from genray.views import Renderer
+
+    learner = made(config)
+    course = Course(learner.plan)
+    block = Renderer(config, "cpu").block(course.ticket(0))
+    blocks = ({**block, "position": ticket.positions} for ticket in course.of_learner(0))
     return {"anchors_per_s": rate(learner, blocks, tickets)}
 
 
@@ -208,6 +240,8 @@ WAYS: dict[str, Callable[[Config, int, int], Record]] = {
     "in turn": in_turn,
     "loader": loader,
     "files": files,
+    "generator alone": generator_alone,
+    "learner alone": learner_alone,
 }
 
 
@@ -249,14 +283,72 @@ def main() -> None:
     """Take turns, and write the report after each round."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("preset", nargs="?", default="demo")
-    parser.add_argument("--way", choices=WAYS)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--way", choices=WAYS, help="measure this one and print it")
     parser.add_argument("--tickets", type=int, default=20)
     parser.add_argument("--workers", type=int, default=1, help="generators, and workers of a DataLoader")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
-    arguments, overrides = parser.parse_known_args()
+    arguments = parser.parse_args()
     if arguments.way:
         return one(arguments)
+    report: Record = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    report |= {"preset": arguments.preset, "workers": arguments.workers}
+    report |= {"machine": {"cpus": os.cpu_count(), "python": platform.python_version()}}
+    report |= {"versions": {name: version(name) for name in ("genray", "ray", "torch", "torchvision")}}
+    for part in arguments.parts:
+        for found in PARTS[part](arguments):
+            report[part] = found
+            arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def ways(arguments: argparse.Namespace) -> Iterator[Record]:
+    """All ways, with the preset as it is."""
+    for rounds in taken_in_turns(arguments, list(WAYS), arguments.tickets):
+        rates = {way: [found[way]["anchors_per_s"] for found in rounds] for way in WAYS}
+        ratios = {way: ratio(rates["genray"], rates[way]) for way in ("in turn", "loader", "files")}
+        for found in rounds:
+            written = found["files"]
+            written["first_epoch"] = 1 / (1 / written["written_per_s"] + 1 / written["anchors_per_s"])
+        first = [found["files"]["first_epoch"] for found in rounds]
+        best = [min(pair) for pair in zip(rates["generator alone"], rates["learner alone"], strict=True)]
+        yield {
+            "tickets": arguments.tickets,
+            "anchors_per_s": {way: spread(values) for way, values in rates.items()},
+            "genray_over": {**ratios, "files, written first": ratio(rates["genray"], first)},
+            "best_over_in_turn": ratio(best, rates["in turn"]),
+            "genray_over_best": ratio(rates["genray"], best),
+            "rounds": rounds,
+        }
+
+
+def sizes(arguments: argparse.Namespace) -> Iterator[list[Record]]:
+    """The stream and a DataLoader with tickets of ever more anchors, in batches of 16."""
+    done: list[Record] = []
+    for batches in (1, 2, 4, 8, 16):
+        tickets, rounds = max(arguments.tickets, SIZED // (16 * batches)), []
+        overrides = ["--stream.batch_size", "16", "--stream.ticket_batches", str(batches)]
+        for rounds in taken_in_turns(arguments, ["genray", "loader"], tickets, overrides):  # noqa: B007
+            pass
+        rates = {way: [found[way]["anchors_per_s"] for found in rounds] for way in ("genray", "loader")}
+        done.append(
+            {
+                "anchors": 16 * batches,
+                "genray_over_loader": ratio(rates["genray"], rates["loader"]),
+                "blocks_per_s": {way: spread([rate / 16 / batches for rate in found]) for way, found in rates.items()},
+                "rounds": rounds,
+            }
+        )
+        yield done
+
+
+PARTS = {part.__name__: part for part in (ways, sizes)}
+
+
+def taken_in_turns(
+    arguments: argparse.Namespace, names: list[str], tickets: int, overrides: Sequence[str] = ()
+) -> Iterator[list[dict[str, Record]]]:
+    """Rounds of these ways, one more each time, every second round in the other order."""
     rounds: list[dict[str, Record]] = []
     with tempfile.TemporaryDirectory() as directory:
         config = load(arguments.preset, overrides)
@@ -270,48 +362,25 @@ def main() -> None:
         file = Path(directory) / "side.json"
         file.write_text(json.dumps(values))
         for number in range(arguments.repeats):
-            order = list(WAYS) if number % 2 == 0 else list(WAYS)[::-1]
-            rounds.append({way: measured(way, file, arguments) | {"load": os.getloadavg()[0]} for way in order})
+            found = {}
+            for way in names if number % 2 == 0 else reversed(names):
+                command = [sys.executable, __file__, str(file), "--way", way, "--tickets", str(tickets)]
+                command += ["--workers", str(arguments.workers)]
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                found[way] = json.loads(done.stdout.splitlines()[-1]) | {"load": os.getloadavg()[0]}
             shutil.rmtree(Path(directory) / "side", ignore_errors=True)
-            print(json.dumps(rounds[-1]), flush=True)
-            arguments.out.write_text(json.dumps(report(config, arguments, rounds), indent=1) + "\n")
+            rounds.append(found)
+            print(json.dumps(found), flush=True)
+            yield rounds
 
 
-def measured(way: str, file: Path, arguments: argparse.Namespace) -> Record:
-    """What a process of its own finds."""
-    command = [sys.executable, __file__, str(file), "--way", way, "--tickets", str(arguments.tickets)]
-    done = subprocess.run(
-        [*command, "--workers", str(arguments.workers)], stdout=subprocess.PIPE, text=True, check=True
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+def ratio(ours: list[float], theirs: list[float]) -> Record:
+    """Of what was found in the same round."""
+    return spread([one / other for one, other in zip(ours, theirs, strict=True)])
 
 
-def report(config: Config, arguments: argparse.Namespace, rounds: list[dict[str, Record]]) -> Record:
-    """Medians and spread of the rates, and of genray's ratio to each other way within a round."""
-
-    def spread(values: list[float]) -> Record:
-        return {"median": statistics.median(values), "least": min(values), "most": max(values)}
-
-    rates = {way: [found[way]["anchors_per_s"] for found in rounds] for way in WAYS}
-    ratios = {
-        way: spread([ours / theirs for ours, theirs in zip(rates["genray"], rates[way], strict=True)])
-        for way in WAYS
-        if way != "genray"
-    }
-    first_epoch = [
-        found["genray"]["anchors_per_s"] * (1 / found["files"]["written_per_s"] + 1 / found["files"]["anchors_per_s"])
-        for found in rounds
-    ]
-    return {
-        "preset": config.name,
-        "workers": arguments.workers,
-        "tickets": arguments.tickets,
-        "anchors_per_s": {way: spread(values) for way, values in rates.items()},
-        "genray_over": {**ratios, "files, first epoch": spread(first_epoch)},
-        "machine": {"cpus": os.cpu_count(), "python": platform.python_version()},
-        "versions": {name: version(name) for name in ("genray", "ray", "torch", "torchvision")},
-        "rounds": rounds,
-    }
+def spread(values: list[float]) -> Record:
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python docs/figures.py [runs/NAME/report.json]
 
 Fills the block `<!-- demo -->` … `<!-- /demo -->` from a run's report, where one is given, the block
-`<!-- generator -->` from the report beside the embedded generator's weights, and the block `<!-- faults -->` from that
-of benchmarks/faults.py. The same reports give the same README.
+`<!-- generator -->` from the report beside the embedded generator's weights, and the others from those of benchmarks/.
+The same reports give the same README.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-FAULTS_REPORT = ROOT / "benchmarks/faults.json"
 GENERATOR = ROOT / "genray/generators/assets/digit_scenes/report.json"
 
 
@@ -158,6 +158,122 @@ def faults(report: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def scaling(report: dict[str, Any]) -> str:
+    """What a stream costs, with simulated generators and learners."""
+    sides = ("generators slower", "learners slower")
+    columns = [f"{number}, {side}" for number in ("1 learner", "2 learners") for side in sides]
+    lines = [f"| generators | {' | '.join(columns)} |"]
+    lines.append("|---:|---:|---:|---:|---:|")
+    found = report["overlap"]
+    for generators in sorted({of["generators"] for of in found}):
+        row = [str(generators)]
+        for learners in (1, 2):
+            for slower in ("generators", "learners"):
+                values = [
+                    of["efficiency"]
+                    for of in found
+                    if (of["generators"], of["learners"], of["slower"]) == (generators, learners, slower)
+                ]
+                row.append(f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+        lines.append(f"| {' | '.join(row)} |")
+    turns = [of["ratio"] for of in report["balance"]]
+    told = [
+        f"With both sides equally fast, {_spread(turns)} times the speed of one process that renders and trains in "
+        "turn; 2 is the limit.",
+    ]
+    if many := report.get("many"):
+        large = ", ".join(f"{of['efficiency']:.3f} with {of['generators']}" for of in many)
+        told.append(f"Large pools with 4 learners, once each: {large} generators.")
+    ceilings = dict.fromkeys(of["mib"] for of in report["ceiling"])
+    for mib in ceilings:
+        ceilings[mib] = statistics.median(of["blocks_per_s"] for of in report["ceiling"] if of["mib"] == mib)
+    told.append(
+        "What one stream can move at most, where rendering costs nothing: "
+        + ", ".join(f"{rate:.0f} blocks/s of {mib:g} MiB" for mib, rate in ceilings.items())
+        + "."
+    )
+    long = report["long"]
+    first, last = long[0], long[-1]
+    told.append(
+        f"A stream of {last['blocks']:,} small blocks: {1000 * first['s_per_block']:.0f} ms for each of the first "
+        f"thousand and {1000 * last['s_per_block']:.0f} ms for each of the last, "
+        f"{1000 * first['cpu_s_per_block']:.0f} and {1000 * last['cpu_s_per_block']:.0f} ms of CPU outside generators "
+        f"and learners, {first['rss_mib'] / 1024:.1f} and {last['rss_mib'] / 1024:.1f} GiB of memory."
+    )
+    machine = report["machine"]
+    told.append(f"Measured on {machine['cpus']} CPU cores, Ray {report['versions']['ray']}.")
+    return "\n".join([*lines, "", " ".join(told)])
+
+
+def side_by_side(report: dict[str, Any]) -> str:
+    """The same training fed in other ways."""
+    ways, names = (
+        report["ways"],
+        {
+            "genray": "genray: generator and learner, one processor each",
+            "in turn": "one process renders, then trains, on all processors",
+            "loader": "a DataLoader whose worker renders",
+            "files": "PNG files, once they are written",
+        },
+    )
+    lines = ["| way | anchors/s | genray is faster by |", "|---|---:|---:|"]
+    for way, text in names.items():
+        rate, over = ways["anchors_per_s"][way], ways["genray_over"].get(way)
+        lines.append(f"| {text} | {_range(rate, 0)} | {_range(over, 2) if over else ''} |")
+    over = ways["genray_over"]["files, written first"]
+    lines.append(f"| PNG files, in the first epoch, writing included | | {_range(over, 2)} |")
+    written = [of["files"] for of in ways["rounds"]]
+    size = statistics.median(of["bytes_per_anchor"] for of in written)
+    speed = statistics.median(of["written_per_s"] for of in written)
+    sizes = "; ".join(
+        f"{of['anchors']} anchors {_range(of['genray_over_loader'], 2)}, "
+        f"{of['blocks_per_s']['genray']['median']:.1f} blocks/s"
+        for of in report.get("sizes", [])
+    )
+    told = [
+        f"The files take {size / 1024:.1f} KiB for each anchor; {speed:.0f} anchors are written in a second by all "
+        f"processors. Generator and learner alone, on one processor each, would allow "
+        f"{_range(ways['best_over_in_turn'], 2)} times the speed of one process; genray reaches "
+        f"{_range(ways['genray_over_best'], 2)} of that."
+    ]
+    if sizes:
+        told.append(f"Against a DataLoader by the size of a ticket, in batches of 16: {sizes}.")
+    machine, versions = report["machine"], report["versions"]
+    told.append(
+        f"Preset `{report['preset']}` on {machine['cpus']} CPU cores, torch {versions['torch']}, Ray {versions['ray']}."
+    )
+    return "\n".join([*lines, "", " ".join(told)])
+
+
+def bench(report: dict[str, Any]) -> str:
+    """What `genray bench` found."""
+    names = {
+        "generator": "one generator while it renders, anchors/s",
+        "learner": "the learner alone, anchors/s",
+        "stream": "the stream into nothing, anchors/s",
+        "together": "together, anchors/s",
+        "inline": "the learner renders itself, anchors/s",
+        "overlap": "overlap: together ÷ slower side alone",
+        "transport": "transport: stream ÷ generators alone",
+        "share": "share: together × (1 / generators + 1 / learners)",
+    }
+    lines = ["| | median (least to most) |", "|---|---:|"]
+    for key, text in names.items():
+        of = {name: report[name][key] for name in ("median", "least", "most")}
+        lines.append(f"| {text} | {_range(of, 2 if of['median'] < 10 else 0)} |")
+    machine = report["hardware"]
+    lines += ["", f"On {machine['cpus']:g} CPU cores, {machine['gpus']:g} GPUs: {report['advice']}."]
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    return _range({"median": statistics.median(values), "least": min(values), "most": max(values)}, 2)
+
+
+def _range(found: dict[str, float], digits: int) -> str:
+    return "{:.{d}f} ({:.{d}f} to {:.{d}f})".format(found["median"], found["least"], found["most"], d=digits)
+
+
 def fill(text: str, name: str, content: str) -> str:
     """The text with this content between the markers of a block; raises ValueError where there is no such block."""
     filled, count = re.subn(
@@ -171,6 +287,24 @@ def fill(text: str, name: str, content: str) -> str:
     return filled
 
 
+REPORTS = {
+    generator: GENERATOR,
+    faults: ROOT / "benchmarks/faults.json",
+    scaling: ROOT / "benchmarks/scaling.json",
+    side_by_side: ROOT / "benchmarks/side_by_side.json",
+    bench: ROOT / "benchmarks/bench-demo.json",
+}
+"""The blocks and the files that they are made from."""
+
+
+def written(text: str) -> str:
+    """The text with every block that there is a report for."""
+    for block, file in REPORTS.items():
+        if file.exists():
+            text = fill(text, block.__name__, block(json.loads(file.read_text())))
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("report", type=Path, nargs="?", help="report.json of a finished demo")
@@ -179,10 +313,7 @@ def main() -> None:
     text = args.readme.read_text()
     if args.report:
         text = fill(text, "demo", demo(json.loads(args.report.read_text())))
-    if GENERATOR.exists():
-        text = fill(text, "generator", generator(json.loads(GENERATOR.read_text())))
-    if FAULTS_REPORT.exists():
-        text = fill(text, "faults", faults(json.loads(FAULTS_REPORT.read_text())))
+    text = written(text)
     args.readme.write_text(text)
 
 

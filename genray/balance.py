@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from genray.plan import MIB
 from genray.views import Block
 
-MIB = 2**20
 PHASES = ("wait", "copy", "augment", "forward_backward", "optimizer", "other")
 """Of a learner's time: waiting for blocks (or rendering them itself), and the parts of a step."""
 EVEN = 1.1

@@ -259,7 +259,7 @@ def _trainer(config: Config, loop: Callable[[dict[str, Any]], Any], arguments: d
     few, many = learners.bounds
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(START_TIMEOUT_S if few == many else RESIZE_TIMEOUT_S)
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(learners.hang_timeout_s)
-    stream.prepare_context(Plan.of(config))
+    stream.prepare_context(config, Plan.of(config))
     return TorchTrainer(
         loop,
         train_loop_config=arguments,

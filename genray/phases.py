@@ -14,6 +14,7 @@ import torch
 from ray.train.collective import barrier, broadcast_from_rank_zero
 
 from genray import stream
+from genray.bench import Rates
 from genray.course import Course
 from genray.plan import MIB
 from genray.train import learner_here, pool_blocks, together
@@ -22,7 +23,6 @@ from genray.views import Block
 if TYPE_CHECKING:
     from genray.learner import Learner
 
-Rates = dict[str, float]
 PHASES = ("learner", "stream", "together", "inline")
 ROUNDS = 4
 """Tickets of each generator in a phase, at the least: they come in bursts."""

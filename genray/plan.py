@@ -132,13 +132,14 @@ class Plan:
         classes = f"{self.num_classes} classes" if self.num_classes else "no classes"
         population, anchors = stream.num_anchors, self.ticket_steps * self.local_batch
         tickets = -(-fresh // self.ticket_steps) * workers
+        measured = "; measured when the run begins, this is a guess" if stream.ticket_batches == "auto" else ""
         rows = {
             "generator": f"{self.generator}: {size} px, latents of {self.latent_dim}, {classes}",
             "views": f"{views} of each anchor, {self.rendered_views} rendered ({config.view.kind}), "
             f"augmented by {config.augment.policy}",
             "batch / step": f"{workers} learners x {self.local_batch} = {batch} anchors, {views * batch} images",
             "ticket": f"{self.ticket_steps} steps x {self.local_batch} = {anchors} anchors, "
-            f"x {self.rendered_views} views x 3 x {size} x {size} = {block:.1f} MiB",
+            f"x {self.rendered_views} views x 3 x {size} x {size} = {block:.1f} MiB{measured}",
             "run": f"{fresh} fresh steps x {batch} = {total:,} anchors in {tickets} tickets"
             + (f", {total / population:.1f} epochs of {population:,}" if population else ""),
         }
@@ -147,6 +148,8 @@ class Plan:
                 f"each view {self.reuse} times, so that {fresh} fresh steps become {self.steps}; of two windows of "
                 f"{self.window} batches {2 * self.window * self.batch_bytes / MIB:.1f} MiB are kept, over all learners"
             )
+        if stream.reuse == "auto":
+            rows["reuse"] = "measured when the run begins; the figures here are for using each view once"
         if generators.mode == "pool":
             rows["generators"] = (
                 f"{_range(generators.bounds)} actors x {generators.num_gpus:g} GPU, {generators.num_cpus:g} CPU"

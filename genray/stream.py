@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import torch
 
 NAME = "views"
+GROWTHS = 4
+"""Steps in which a pool grows from its least to its most."""
 PATIENCE = 10
 """Times its longest ticket that a generator may take before it counts as hung."""
 
@@ -78,7 +80,7 @@ def blocks(config: Config, course: Course, actor: type = PoolGenerator) -> ray.d
     """The tickets of the course as blocks, in order, rendered by a pool of such actors as they are consumed."""
     import ray.data
 
-    prepare_context(course.plan)
+    prepare_context(config, course.plan)
     low, high = config.generators.bounds
     return (
         ray.data.range(len(course), override_num_blocks=1)
@@ -98,16 +100,25 @@ def blocks(config: Config, course: Course, actor: type = PoolGenerator) -> ray.d
     )
 
 
-def prepare_context(plan: Plan) -> None:
+def prepare_context(config: Config, plan: Plan) -> None:
     """Set this process's options of Ray Data; the learners get the driver's."""
     from ray.data import DataContext
+    from ray.data.context import AutoscalingConfig
 
+    low, high = config.generators.bounds
     context = DataContext.get_current()
     context.target_max_block_size = max(128 * MIB, 2 * plan.ticket_bytes)  # a ticket is one block, never split
     context.execution_no_progress_timeout_s = -1  # waiting for nodes is not a failure
     context.max_consecutive_actor_init_deaths = 3  # a generator that cannot start ends the run with its own error
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Of a pool's tickets, in hand or in process, for each generator. It grows when nearly all have two, a part of its
+    # range at a time; it shrinks when fewer than every second has one, so that one too many can stay.
+    context.autoscaling_config = AutoscalingConfig(
+        actor_pool_util_upscaling_threshold=1.9,
+        actor_pool_util_downscaling_threshold=0.45,
+        actor_pool_max_upscaling_delta=max(1, (high - low) // GROWTHS),
+    )
 
 
 def from_stream(shard: ray.data.DataIterator) -> Iterator[Block]:

@@ -17,7 +17,8 @@ from genray.generators import load
 class Faulty:
     """The embedded generator, which misbehaves where a file in `orders` says so, in its next call.
 
-    A file is called after the fault and holds how often it shall happen: it counts down, over all processes.
+    A file is called after the fault and holds how often it shall happen: it counts down, over all processes. A file
+    `slow_s` says how many seconds each call takes from then on.
     """
 
     image_size, latent_dim, num_classes = 32, 32, 10
@@ -44,7 +45,8 @@ class Faulty:
             return torch.zeros_like(images)
         if self._ordered("fill the memory"):
             _fill_the_memory()
-        time.sleep(self.slow_s)
+        pace = self.orders / "slow_s"
+        time.sleep(float(pace.read_text()) if pace.exists() else self.slow_s)
         return images
 
     def _ordered(self, fault: str) -> bool:

@@ -142,7 +142,11 @@ def test_figures_are_written_from_a_report(figures):
     assert once.endswith("\nafter\n")
     assert "old" not in once
     assert figures.fill(once, "demo", figures.demo(REPORT)) == once
-    figures.fill(figures.fill(README, "demo", "x"), "generator", "x")  # the page has both blocks
+    figures.fill(README, "demo", "x")  # the page has the block
+
+
+def test_the_figures_of_the_page_are_those_of_the_reports(figures):
+    assert figures.written(README) == README
 
 
 def test_figures_need_their_block(figures):

@@ -225,3 +225,11 @@ def test_learners_whose_number_may_change_are_told_as_such() -> None:
     lines = told(stream={"batch_size": 12}, learners={"num_workers": [1, 3], "num_gpus": 0.5})
     assert lines["learners"] == "1 to 3 x 0.5 GPU, 1 CPU"
     assert lines["batch / step"] == "3 learners x 4 = 12 anchors, 24 images"
+
+
+def test_what_will_be_measured_is_said_to_be_open() -> None:
+    lines = "\n".join(Plan.of(small()).lines(small()))
+    assert "measured" not in lines
+    for stream in ({"reuse": "auto"}, {"ticket_batches": "auto"}):
+        config = small(stream=stream)
+        assert "measured when the run begins" in "\n".join(Plan.of(config).lines(config))

@@ -75,3 +75,25 @@ def test_learners_grow_and_shrink_with_the_cluster(nodes: Nodes, tmp_path: Path)
     run.progress(20)
     assert run.stop() == 75
     run.assert_exact(losses=False)
+
+
+def test_a_pool_of_generators_follows_the_learners(nodes: Nodes, tmp_path: Path) -> None:
+    for _ in range(3):
+        nodes.cluster.add_node(num_cpus=1, num_gpus=1)
+    generators = {"num": [1, 3], "num_gpus": 1, "num_cpus": 0.25, "look_ahead_mib": 1}
+    run = Run(tmp_path, "pool", generators=generators, learners=WHOLE)
+    pace = run.orders / "slow_s"
+
+    def renders(number: int) -> bool:
+        return len(run.pids("generator")) == number
+
+    pace.write_text("0.5")  # three of them are still too slow
+    nodes.start(run)
+    run.wait_for(lambda: renders(3))
+    pace.write_text("0")  # one is faster than the learner
+    run.wait_for(lambda: renders(1))
+    pace.write_text("0.5")
+    run.wait_for(lambda: renders(3))
+    run.progress()
+    assert run.stop() == 75
+    run.assert_exact()
