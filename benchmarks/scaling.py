@@ -1,4 +1,4 @@
-"""Scaling out with simulated stages: `python benchmarks/scaling.py [--parts overlap balance long ceiling many pool]`.
+"""Scaling out with simulated stages: `python benchmarks/scaling.py [--parts overlap balance ceiling long many pool]`.
 
 A simulated generator sleeps for a fixed time and hands out a block, a simulated learner sleeps for each block it gets;
 everything between them is a run's own stream. So two processors are no limit, and what is missing to the ideal rate is
@@ -12,8 +12,6 @@ import json
 import math
 import os
 import platform
-import statistics
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +24,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.envir
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's own name
 
 import numpy as np
+import plots
 import ray
 from ray.data.context import AutoscalingConfig
 
@@ -352,10 +351,8 @@ def main() -> None:
                 report["machine"] = {"cpus": os.cpu_count(), "python": platform.python_version()}
                 report["versions"] = {name: version(name) for name in ("genray", "ray")}
                 arguments.out.write_text(json.dumps(report, indent=1) + "\n")
-    for part in arguments.parts:
-        values = [record["efficiency"] for record in report[part] if "efficiency" in record]
-        if values:
-            print(part, "efficiency: median", statistics.median(values), "least", min(values), file=sys.stderr)
+    if arguments.out == Path(__file__).with_suffix(".json"):
+        plots.draw(report)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import platform
 import shutil
+import signal
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from genray import cluster
 from genray.balance import advice
@@ -18,6 +19,7 @@ from genray.course import Course
 from genray.generators import fetch
 from genray.plan import MIB, Plan
 from genray.rundir import RunDirectory
+from genray.stopping import Asked, Stopping
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,21 +51,21 @@ def bench(
     Raises:
         UserError: the request cannot be placed.
         RunFailed: a part of it failed.
+        Stopped: SIGTERM or Ctrl-C came.
     """
-    from genray.fit import run_learners
-    from genray.phases import bench_loop
+    from genray.fit import Stopped
 
-    run = RunDirectory.of(for_bench(config))
+    name, run = config.name, RunDirectory.of(for_bench(config))
     fetch(config.generator)
     run.claim(for_bench(config))
     try:
-        with run.locked(), cluster.joined(address) as may_grow:
+        with run.locked(), Stopping(run.stop, say, 0) as stopping, cluster.joined(address) as may_grow:
             config = for_bench(config, most=cluster.fits(for_bench(config)))
             say(cluster.check_placement(config, may_grow))
-            arguments = {"config": config, "repeats": repeats, "seconds": seconds}
-            measured = cast("list[Rates]", run_learners(config, bench_loop, arguments).return_value)
-            empty = empty_stream(config, seconds)
+            measured, empty = stopping.while_training(lambda: _measured(config, repeats, seconds))
             hardware = cluster.hardware()
+    except Asked as asked:
+        raise Stopped(f"{name} was stopped while it was measured", asked.number == signal.SIGINT) from None
     finally:
         shutil.rmtree(run.path, ignore_errors=True)
     measured = [{**rates, **efficiencies(rates)} for rates in measured]
@@ -76,14 +78,23 @@ def bench(
         **found,
         "empty_stream": empty,
         "advice": which(median, config),
-        "name": config.name,
+        "name": name,
         "hardware": hardware,
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("genray", "ray", "torch")},
+            **{package: version(package) for package in PACKAGES},
         },
         "measured": measured,
     }
+
+
+def _measured(config: Config, repeats: int, seconds: float) -> tuple[list[Rates], Rates]:
+    """What the learners measured in each repetition, and what the stream can do at most."""
+    from genray.fit import run_learners
+    from genray.phases import bench_loop
+
+    arguments = {"config": config, "repeats": repeats, "seconds": seconds}
+    return run_learners(config, bench_loop, arguments).return_value, empty_stream(config, seconds)
 
 
 def efficiencies(rates: Rates) -> Rates:

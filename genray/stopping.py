@@ -14,7 +14,6 @@ T = TypeVar("T")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 WITHIN_S = 60.0
-"""Seconds that the learners get to come to a step's end and write a checkpoint."""
 
 
 class Asked(BaseException):
@@ -31,10 +30,11 @@ class Stopping:
     Args:
         file: made when the run is asked to stop; the learners look for it.
         say: takes lines for the user.
+        within_s: seconds that the learners get to come to a step's end and write a checkpoint; 0 for what keeps none.
     """
 
-    def __init__(self, file: Path, say: Callable[[str], None]):
-        self.file, self.say = file, say
+    def __init__(self, file: Path, say: Callable[[str], None], within_s: float = WITHIN_S):
+        self.file, self.say, self.within_s = file, say, within_s
         self.number: int | None = None
         self.deadline = float("inf")
         self._phase: Literal["before", "training", "after"] = "before"
@@ -104,7 +104,7 @@ class Stopping:
             self.number = number
             return
         again, self.number = self.number is not None, number
-        self.deadline = time.monotonic() + (0 if again else WITHIN_S)
-        if not again:
+        self.deadline = time.monotonic() + (0 if again else self.within_s)
+        if not again and self.within_s:
             self.file.touch()
             self.say("stopping at the next step, with a checkpoint; once more to stop at once")

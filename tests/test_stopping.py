@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 import genray
-from genray import stopping
 from genray.stopping import SIGNALS, Asked, Stopping
 
 PATIENCE_S = 60
@@ -99,17 +98,17 @@ def test_the_second_signal_waits_for_nothing(
     assert len(said) == 1
 
 
+@pytest.mark.parametrize("within_s", [0, 0.1])
 def test_learners_that_do_not_stop_are_waited_for_only_so_long(
-    file: Path, said: list[str], monkeypatch: pytest.MonkeyPatch, over: threading.Event
+    file: Path, said: list[str], over: threading.Event, within_s: float
 ) -> None:
-    monkeypatch.setattr(stopping, "WITHIN_S", 0.1)
-
     def train() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         over.wait()
 
-    with Stopping(file, said.append) as found, pytest.raises(Asked, match=r"^SIGINT$"):
+    with Stopping(file, said.append, within_s) as found, pytest.raises(Asked, match=r"^SIGINT$"):
         found.while_training(train)
+    assert file.exists() == bool(said) == (within_s > 0)  # no checkpoint is promised where none will be
 
 
 @pytest.mark.parametrize("number", SIGNALS)
