@@ -165,12 +165,17 @@ def test_two_learners_share_the_tickets(storage: Path) -> None:
     assert found[-1]["loss"] < found[0]["loss"]
 
 
-def test_bench_measures_both_sides_alone_and_together(storage: Path) -> None:
-    found = bench(build(settings(storage, "measured")), repeats=2, seconds=0.2, say=lambda line: None)
+@pytest.mark.parametrize(
+    ("generators", "learners"), [(1, 1), pytest.param([1, 2], 2, marks=pytest.mark.slow)], ids=["one", "two"]
+)
+def test_bench_measures_both_sides_alone_and_together(storage: Path, generators: Any, learners: int) -> None:
+    sections = {"generators": {"num": generators}, "learners": {"num_workers": learners}}
+    found = bench(build(settings(storage, "measured", **sections)), repeats=2, seconds=0.2, say=lambda line: None)
     assert len(found["measured"]) == 2
+    assert found["name"] == "measured"
     for key, value in found["median"].items():
         assert 0 < found["least"][key] <= value <= found["most"][key]
-    assert found["median"]["generators"] == 1
+    assert found["median"]["generators"] in (1, learners)
     assert found["median"]["together"] <= 1.2 * found["median"]["learner"]
     assert found["empty_stream"]["blocks_per_s"] > 0
     assert not list(storage.glob("*measured*"))

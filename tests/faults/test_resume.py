@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import Run
+from harness import Run, shown
 from mlflow import MlflowClient
 
 
@@ -69,6 +69,19 @@ def test_a_run_that_uses_its_blocks_again_goes_on_within_a_window(tmp_path: Path
     assert found[: len(seen)] == seen
     assert [line["step"] for line in found] == list(range(1, len(found) + 1))
     np.testing.assert_allclose([r["loss"] for r in metrics], [r["loss"] for r in alone], rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_run_that_uses_its_blocks_again_shows_the_same_with_another_number_of_learners(tmp_path: Path) -> None:
+    run = Run(tmp_path, "reused", stream={"reuse": 3, "reuse_window": 5})
+    for learners in ("1", "2", "1"):
+        run.start("--learners.num_workers", learners)
+        run.progress(13)
+        assert run.stop() == 75
+    found = run.batches()
+    assert {line["learners"] for line in found} == {1, 2}
+    seen = [line for record in run.alone(found[-1]["step"]) for line in record["batches"]]
+    assert [shown(line) for line in found] == [shown(line) for line in seen][: len(found)]
 
 
 def test_the_next_start_ends_what_a_killed_driver_left(tmp_path: Path) -> None:
