@@ -52,18 +52,19 @@ def trial(run: Run, fault: str, hurt: Callable[[Run], Any], again: bool) -> Reco
     """Hurt the run once and wait until it is ahead of where it was."""
     run.progress(8)
     load = os.getloadavg()[0]
-    lost_from, began = run.step(), time.monotonic()
+    noted, lost_from, began = len(run.faults()), run.step(), time.monotonic()
     hurt(run)
+    found: Record = {"fault": fault, "recovered": True}
     if again:
         run.start()
-    last = checkpoint.last(run.path)
-    kept = checkpoint.read_step(last) if last else 0
-    found: Record = {"fault": fault, "recovered": True}
-    found["steps_lost"] = 0 if fault.startswith("generator") else max(0, lost_from - kept)
+        last = checkpoint.last(run.path)
+        found["steps_lost"] = max(0, lost_from - (checkpoint.read_step(last) if last else 0))
     try:
         run.wait_for(lambda: run.step() >= lost_from + AHEAD)
     except AssertionError as error:
         found |= {"recovered": False, "error": str(error)}
+    if not again:
+        found["steps_lost"] = sum(line.get("steps_lost", 0) for line in run.faults()[noted:])
     return found | {"seconds": round(time.monotonic() - began, 2), "load": load}
 
 
@@ -208,14 +209,14 @@ def summary(records: list[Record]) -> Record:
     for fault in dict.fromkeys(record["fault"] for record in records if "fault" in record):
         of = [record for record in records if record.get("fault") == fault]
         seconds = sorted(record["seconds"] for record in of if record["recovered"]) or [float("nan")]
-        lost = [record["steps_lost"] for record in of]
+        lost = [record["steps_lost"] for record in of if "steps_lost" in record]
         found[fault] = {
             "trials": len(of),
             "recovered": sum(record["recovered"] for record in of),
             "seconds_median": round(statistics.median(seconds), 1),
             "seconds_95": seconds[min(len(seconds) - 1, int(0.95 * len(seconds)))],
-            "steps_lost_median": statistics.median(lost),
-            "steps_lost_most": max(lost),
+            "steps_lost_median": statistics.median(lost) if lost else None,
+            "steps_lost_most": max(lost, default=None),
         }
     return found
 

@@ -130,7 +130,8 @@ def faults(report: dict[str, Any]) -> str:
         if name in found:
             of = found[name]
             measured = f"{of['recovered']} of {of['trials']} | {of['seconds_median']:.0f} ({of['seconds_95']:.0f}) | "
-            measured += f"{of['steps_lost_median']:g}, at most {of['steps_lost_most']}"
+            if of["steps_lost_most"] is not None:
+                measured += f"{of['steps_lost_median']:g}, at most {of['steps_lost_most']}"
         rows.append(f"| {what} | {promise} | {measured} | {test} |")
     sequences = report["sequences"]
     steps = sum(of["steps"] for of in sequences)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from genray import cluster
+from genray import cluster, processes
 from genray.balance import advice
 from genray.config import Config
 from genray.course import Course
@@ -67,6 +67,7 @@ def bench(
     except Asked as asked:
         raise Stopped(f"{name} was stopped while it was measured", asked.number == signal.SIGINT) from None
     finally:
+        processes.end_left_over(run.processes)
         shutil.rmtree(run.path, ignore_errors=True)
     measured = [{**rates, **efficiencies(rates)} for rates in measured]
     found = {

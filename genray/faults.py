@@ -107,7 +107,7 @@ class Attempts:
             yield path
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             told = {"error": f"{type(error).__name__}: {error}", "bad_images": isinstance(error, BadImages)}
             note(path, "failed", **told, noted=True)
             note(self.log, "generator failed", ticket=number, error=told["error"])

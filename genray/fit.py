@@ -159,6 +159,7 @@ def _fit(
         progress.close()
         _close(tracker, run, status, say)
         run.stop.unlink(missing_ok=True)
+        processes.end_left_over(run.processes)  # one that is frozen outlives even Ray
         for file in run.path.glob("processes-*.jsonl"):
             file.unlink(missing_ok=True)
         shutil.rmtree(run.attempts, ignore_errors=True)
@@ -228,7 +229,9 @@ def _train(config: Config, run: RunDirectory, stopping: Stopping, own_ray: bool)
                 raise _cause(error) from error
             last = checkpoint.last(run.path)
             reached, deaths = last, deaths + 1 if last == reached else 1
-            faults.note(run.faults, "controller failed", error=str(cause).splitlines()[0])
+            kept, made = checkpoint.read_step(last) if last else 0, records.last(run.batches).get("step", 0)
+            lost = max(0, made - kept)
+            faults.note(run.faults, "controller failed", steps_lost=lost, error=str(cause).splitlines()[0])
             if deaths > config.learners.max_failures:
                 raise RunFailed(f"Ray Train's controller failed {deaths} times without a new checkpoint") from error
             checkpoint.tidy(run.path, config.learners.keep)  # it may have died while it wrote its list

@@ -14,6 +14,7 @@ from typing import Any
 from ray.train import Checkpoint, UserCallback
 
 from genray import balance, faults, processes, records
+from genray import checkpoint as checkpoints
 from genray.config import Config
 from genray.rundir import RunDirectory
 from genray.settings import UserError, reason_in
@@ -43,7 +44,7 @@ class Recorder(UserCallback):
     def __init__(self, config: Config):
         self.run, self.config = RunDirectory.of(config), config
         self.reached: int | None = None
-        self.failures = 0
+        self.failures, self.preempted = 0, False
         self.steps: OrderedDict[int, dict[str, Any]] = OrderedDict()
         self.written = 0
         self.differed = False
@@ -51,8 +52,10 @@ class Recorder(UserCallback):
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         if self.reached is None:
             self._take_up()
+        self.preempted = False
         if checkpoint is not None:
             self.failures = 0
+            records.settle(self.run.metrics, self.run.batches)
         if not metrics or "step" not in metrics[0]:
             return
         batches = [record.pop("batches", []) for record in metrics]
@@ -65,14 +68,18 @@ class Recorder(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Note a failure, and end the run where another start of the learners would only meet it again."""
+        lost = {"ranks": sorted(worker_exceptions), "steps_lost": self._lost()}
         if any(map(_preempted, worker_exceptions.values())):
-            return  # told at each poll until the last learner is gone; the checkpoints were written before
+            if not self.preempted:  # told at each poll until the last learner is gone
+                faults.note(self.run.faults, "node taken away after its notice", **lost)
+            self.preempted = True
+            return
         self.failures += 1
         # An error that was raised in a learner comes without its traceback, and its text alone does not name it.
         errors = ["".join(traceback.format_exception_only(error)) for error in worker_exceptions.values()]
         reasons = [reason for error in errors if (reason := reason_in(error))]
         told = reasons[0].message if reasons else _last_line(errors[0])
-        faults.note(self.run.faults, "learners failed", ranks=sorted(worker_exceptions), error=told)
+        faults.note(self.run.faults, "learners failed", **lost, error=told)
         for reason in reasons:
             if reason.mendable:
                 raise UserError(reason.message)
@@ -90,6 +97,11 @@ class Recorder(UserCallback):
         self.reached = records.last(self.run.metrics).get("step", -1)
         self.steps = OrderedDict((line["step"], line) for line in records.read(self.run.batches)[-REMEMBERED:])
         self.written = max(self.steps, default=0)
+
+    def _lost(self) -> int:
+        """Steps that are in the files and have to be made again."""
+        last = checkpoints.last(self.run.path)
+        return max(0, self.written - (checkpoints.read_step(last) if last else 0))
 
     def _balance(self, measured: list[balance.Window]) -> dict[str, float]:
         if not measured:

@@ -30,6 +30,14 @@ def append(path: Path, *records: dict[str, Any]) -> None:
         os.close(descriptor)
 
 
+def settle(*paths: Path) -> None:
+    """Wait until all that was added is on the disk, so that not even a power cut loses it."""
+    for path in paths:
+        if path.exists():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """The whole records of a file; none where it does not exist."""
     return list(_whole(path.read_bytes().splitlines())) if path.exists() else []

@@ -68,7 +68,7 @@ class PoolGenerator:
                 block = self.renderer.block(ticket)
         except (NotCounted, TicketFailed, UserError):
             raise
-        except Exception:
+        except (Exception, SystemExit):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.warm:
             self.longest = max(self.longest, float(block["render_s"][0]))

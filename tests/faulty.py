@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -35,6 +36,8 @@ class Faulty:
         images = self.generator(z, labels, seeds)
         if self._ordered("exit"):
             os._exit(1)
+        if self._ordered("leave"):
+            sys.exit(0)
         if self._ordered("raise"):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         if self._ordered("hang"):

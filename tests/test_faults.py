@@ -116,6 +116,12 @@ def test_a_ticket_is_tried_so_often_and_each_error_is_noted_once(log: Path) -> N
     assert {(line["fault"], line["ticket"]) for line in records.read(log)} == {("generator failed", 3)}
 
 
+def test_leaving_is_a_failure(log: Path) -> None:
+    with pytest.raises(SystemExit):
+        fail(attempts(log), SystemExit(0))
+    assert [line["error"] for line in records.read(log)] == ["SystemExit: 0"]
+
+
 def test_a_single_attempt_is_called_so(log: Path) -> None:
     with pytest.raises(TicketFailed, match=r"^ticket 3 failed in its only attempt; the last error: ValueError: x$"):
         fail(attempts(log, most=1), ValueError("x"))

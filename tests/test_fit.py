@@ -154,7 +154,7 @@ def test_an_interrupted_run_has_its_checkpoint_and_says_how_to_resume(storage: P
 def test_a_loss_that_is_not_finite_ends_the_run_at_once(storage: Path) -> None:
     steep = {"optimizer": {"kind": "sgd", "lr": 1e30}}
     values = settings(storage, "diverged", **steep, generators={"mode": "inline"}, tracking={"mlflow": False})
-    with pytest.raises(RunFailed, match=r"^the loss was not finite in ticket \d+"):
+    with pytest.raises(RunFailed, match=r"^the loss was not finite in step \d+"):
         fit(build(values))
 
 

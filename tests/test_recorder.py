@@ -233,6 +233,29 @@ def test_failures_are_noted_and_survived_up_to_a_number(run: RunDirectory) -> No
     ]
 
 
+def test_a_failure_tells_how_many_steps_have_to_be_made_again(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recording(run)
+    report(made, {"step": 7, "batches": [seen(step) for step in range(1, 8)]})
+    made.after_exception(None, {0: RuntimeError("no checkpoint yet")})
+    monkeypatch.setattr(recorder.checkpoints, "last", lambda path: path)
+    monkeypatch.setattr(recorder.checkpoints, "read_step", lambda path: 5)
+    made.after_exception(None, {0: RuntimeError("one at step 5")})
+    assert [fault["steps_lost"] for fault in lines(run.faults)] == [7, 2]
+
+
+def test_a_node_that_gave_notice_is_told_once_and_is_no_failure(run: RunDirectory) -> None:
+    made, gone = recording(run, max_failures=0), RuntimeError("its node is gone")
+    gone.preempted = True  # type: ignore[attr-defined] # as Ray Train marks it
+    for _ in range(2):
+        made.after_exception(None, {1: gone})
+    report(made, {"step": 1})
+    made.after_exception(None, {0: gone})
+    told = [(fault["fault"], fault["ranks"]) for fault in lines(run.faults)]
+    assert told == [("node taken away after its notice", [1]), ("node taken away after its notice", [0])]
+
+
 def test_none_is_survived_where_none_is_allowed(run: RunDirectory) -> None:
     with pytest.raises(CrashLoop, match=r"^the learners failed 1 times"):
         recording(run, max_failures=0).after_exception(None, {0: RuntimeError("x")})

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from pathlib import Path
 
 import pytest
 
-from genray.records import Follower, append, last, read
+from genray.records import Follower, append, last, read, settle
 
 WHOLE, CUT = b'{"step": 1}\n{"step": 2}\n', b'{"step": 3'
 
@@ -60,3 +61,11 @@ def test_who_follows_sees_each_record_once_when_it_is_complete(tmp_path: Path) -
     path.write_bytes(WHOLE + CUT + b"}\n")
     assert follower.new() == [{"step": 3}]
     assert Follower(path, start=len(WHOLE)).new() == [{"step": 3}]
+
+
+def test_what_is_settled_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: asked.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    append(tmp_path / "a", {"x": 1})
+    settle(tmp_path / "a", tmp_path / "missing")
+    assert asked == [str(tmp_path / "a")]

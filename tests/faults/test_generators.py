@@ -7,9 +7,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from harness import Run
+from harness import SETTINGS, Run
 
-SURVIVED = ["exit", "raise", "nan", "constant", "hang"]
+SURVIVED = ["exit", "leave", "raise", "nan", "constant", "hang"]
 
 
 def test_a_run_survives_whatever_a_generator_does_once(tmp_path: Path) -> None:
@@ -33,6 +33,7 @@ def test_a_run_survives_whatever_a_generator_does_once(tmp_path: Path) -> None:
     assert "generators was stopped and is resumable from step" in run.said
     for fault, error in {
         "exit": "died without a word",
+        "leave": "SystemExit: 0",
         "raise": "RuntimeError: CUDA error",
         "nan": "not finite",
         "constant": "one constant colour",
@@ -49,12 +50,13 @@ def test_a_run_survives_whatever_a_generator_does_once(tmp_path: Path) -> None:
         ("raise", 3, "RuntimeError: CUDA error"),
         pytest.param("nan", 2, "BadImages", marks=pytest.mark.slow),
         pytest.param("exit", 3, "it died without a word", marks=pytest.mark.slow),
+        pytest.param("hang", 3, "it hung: killed after", marks=pytest.mark.slow),
     ],
 )
 def test_a_ticket_that_fails_in_every_process_ends_the_run_by_name(
     fault: str, attempts: int, error: str, tmp_path: Path
 ) -> None:
-    run = Run(tmp_path, "doomed")
+    run = Run(tmp_path, "doomed", generators={**SETTINGS["generators"], "start_timeout_s": 25})
     run.order(fault, times=1000)
     said = run.failed()
     told = re.search(r"^genray: ticket ([01]) failed in (\d) fresh processes; the last error: (.*)", said, re.M)
