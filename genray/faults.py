@@ -127,7 +127,7 @@ class Attempts:
                 found.append({})
         return [error for error in found if error]
 
-    def _stop_after(self, ticket: int, errors: list[dict[str, Any]], cause: Exception | None = None) -> None:
+    def _stop_after(self, ticket: int, errors: list[dict[str, Any]], cause: BaseException | None = None) -> None:
         bad_images = all(error.get("bad_images") for error in errors)
         if errors and len(errors) >= (min(2, self.most) if bad_images else self.most):
             tried = f"{len(errors)} fresh processes" if len(errors) > 1 else "its only attempt"
