@@ -81,14 +81,17 @@ def metrics(windows: Sequence[Window], views_per_step: int, fewest_generators: i
     }
 
 
-def over_a_run(records: Sequence[dict[str, Any]]) -> float:
-    """`generators_useful` of a whole run: of its records, each by the time in which the learners did not wait.
+def over_a_run(records: Sequence[dict[str, Any]], after: int = 0) -> float:
+    """`generators_useful` of a run after a step: of its records, each by the time in which the learners did not wait.
 
     A record that has none, because no block arrived in its window, counts as 0.
     """
     total = useful = 0.0
     step = 0
     for record in records:
+        if record["step"] <= after:
+            step = record["step"]
+            continue
         busy = (record["step"] - step) * sum(record.get(f"step_ms.{phase}", 0.0) for phase in PHASES if phase != "wait")
         step = record["step"]
         total += busy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import shutil
 import signal
@@ -28,23 +29,29 @@ if TYPE_CHECKING:
 
 Rates = dict[str, float]
 PACKAGES = ("genray", "ray", "torch")
-ROUNDS = 100_000
-"""Tickets of each learner that a bench may take: more than an hour of any stream."""
+ROUNDS = 20_000
+"""Tickets of each learner that a bench may take: enough for minutes of any stream, and each costs it a little."""
 WARM = 20
 """Blocks that are not counted when the stream alone is measured."""
 
 
 def bench(
-    config: Config, repeats: int, seconds: float, address: str | None = None, say: Callable[[str], None] = print
+    config: Config,
+    repeats: int,
+    seconds: float,
+    address: str | None = None,
+    say: Callable[[str], None] = print,
+    aside: bool = True,
 ) -> dict[str, Any]:
     """Measure a run's parts in one run of its own, which leaves nothing behind.
 
     Args:
         repeats: how often each is measured.
         seconds: about how long each measurement takes.
+        aside: whether the learners also render, which takes memory for a generator of their own.
 
     Returns:
-        `measured` (a list of what `Phases.measure` returns, with `overlap`, `transport` and `share` added), `median`,
+        `measured` (a list of what `Phases.measure` returns, with the `efficiencies` added), `median`,
         `least` and `most` of each, `empty_stream` (blocks and MiB a second of blocks that cost nothing to render),
         `advice`, the machine and the versions.
 
@@ -55,21 +62,22 @@ def bench(
     """
     from genray.fit import Stopped
 
-    name, run = config.name, RunDirectory.of(for_bench(config))
+    asked, run = config, RunDirectory.of(for_bench(config))
     fetch(config.generator)
     run.claim(for_bench(config))
     try:
         with run.locked(), Stopping(run.stop, say, 0) as stopping, cluster.joined(address) as may_grow:
             config = for_bench(config, most=cluster.fits(for_bench(config)))
             say(cluster.check_placement(config, may_grow))
-            measured, empty = stopping.while_training(lambda: _measured(config, repeats, seconds))
+            measured, empty = stopping.while_training(lambda: _measured(config, repeats, seconds, aside))
             hardware = cluster.hardware()
-    except Asked as asked:
-        raise Stopped(f"{name} was stopped while it was measured", asked.number == signal.SIGINT) from None
+    except Asked as stop:
+        raise Stopped(f"{asked.name} was stopped while it was measured", stop.number == signal.SIGINT) from None
     finally:
         processes.end_left_over(run.processes)
         shutil.rmtree(run.path, ignore_errors=True)
-    measured = [{**rates, **efficiencies(rates)} for rates in measured]
+    learners, together = config.learners.bounds[1], devices(config, hardware["cpus"])
+    measured = [{**rates, **efficiencies(rates, learners, together)} for rates in measured]
     found = {
         name: {key: round(function(rates[key] for rates in measured), 4) for key in measured[0]}
         for name, function in (("median", statistics.median), ("least", min), ("most", max))
@@ -78,8 +86,9 @@ def bench(
     return {
         **found,
         "empty_stream": empty,
-        "advice": which(median, config),
-        "name": name,
+        "advice": which(median, learners, 1 if asked.stream.reuse == "auto" else asked.stream.reuse),
+        "name": asked.name,
+        "devices": together,
         "hardware": hardware,
         "versions": {
             "python": platform.python_version(),
@@ -89,56 +98,70 @@ def bench(
     }
 
 
-def _measured(config: Config, repeats: int, seconds: float) -> tuple[list[Rates], Rates]:
+def _measured(config: Config, repeats: int, seconds: float, aside: bool) -> tuple[list[Rates], Rates]:
     """What the learners measured in each repetition, and what the stream can do at most."""
     from genray.fit import run_learners
     from genray.phases import bench_loop
 
-    arguments = {"config": config, "repeats": repeats, "seconds": seconds}
+    arguments = {"config": config, "repeats": repeats, "seconds": seconds, "aside": aside}
     return run_learners(config, bench_loop, arguments).return_value, empty_stream(config, seconds)
 
 
-def efficiencies(rates: Rates) -> Rates:
+def efficiencies(rates: Rates, learners: int, devices: int) -> Rates:
     """How close the parts come to what they could do.
 
     `overlap`: together, of the slower side alone. `transport`: the stream into nothing, of all generators alone.
-    `share`: together, of what generating and learning in turn on the same processors would give; more than 1 where the
-    two sides have processors of their own.
+    `share`: of the time of all devices, what would do for the same if they only rendered and trained.
     """
-    generators, learner = rates["generators"] * rates["generator"], rates["learner"]
+    generators = rates["generators"] * rates["generator"]
     return {
-        "overlap": rates["together"] / min(generators, learner),
+        "overlap": rates["together"] / min(generators, rates["learner"]),
         "transport": rates["stream"] / generators,
-        "share": rates["together"] * (1 / generators + 1 / learner),
+        "share": rates["together"] * (1 / rates["generator"] + learners / rates["learner"]) / devices,
     }
 
 
-def which(rates: Rates, config: Config) -> str:
+def devices(config: Config, cpus: float) -> int:
+    """GPUs that both sides have together, and a processor for each process without one."""
+    sides = [
+        (config.generators.bounds[1], config.generators.num_gpus),
+        (config.learners.bounds[1], config.learners.num_gpus),
+    ]
+    gpus = math.ceil(sum(number * share for number, share in sides) - 1e-6)
+    return gpus + min(round(cpus), sum(number for number, share in sides if not share))
+
+
+def which(rates: Rates, learners: int, reuse: int) -> str:
     """The advice: who is the bottleneck, and whether learners had better render themselves."""
-    useful = rates["learner"] / rates["generator"]
-    told = advice("pool", rates["generators"], useful, config.learners.bounds[1], Plan.of(config).reuse)
+    useful = rates["learner"] / rates["generator"] / reuse
+    told = advice("pool", rates["generators"], useful, learners, reuse)
+    if "inline" not in rates:
+        return told
     better = rates["inline"] / rates["together"]
     if better > 1:
         return f"{told}; generators.mode = 'inline' is {better:.2f} times as fast and needs no generators of its own"
     return f"{told}; generators.mode = 'inline' reaches {better:.2f} of it"
 
 
+ROWS = {
+    "generator": "one generator alone, anchors/s",
+    "learner": "learners alone, anchors/s",
+    "stream": "stream into nothing, anchors/s",
+    "together": "together, anchors/s",
+    "inline": "learners render themselves, anchors/s",
+    "blocks_per_s": "stream into nothing, blocks/s",
+    "mib_per_s": "stream into nothing, MiB/s",
+    "overlap": "overlap: together / slower side alone",
+    "transport": "transport: stream / generators alone",
+    "share": "share of the devices' time that is used",
+}
+"""What is shown of a bench, and how it is called."""
+
+
 def table(found: dict[str, Any]) -> list[str]:
     """The result for people: each rate with its spread."""
-    names = {
-        "generator": "one generator while it renders, anchors/s",
-        "learner": "learners alone, anchors/s",
-        "stream": "stream into nothing, anchors/s",
-        "together": "together, anchors/s",
-        "inline": "learners render themselves, anchors/s",
-        "blocks_per_s": "stream into nothing, blocks/s",
-        "mib_per_s": "stream into nothing, MiB/s",
-        "overlap": "overlap: together / slower side alone",
-        "transport": "transport: stream / generators alone",
-        "share": "share: together x (1/generators + 1/learners)",
-    }
     lines = [f"{'':46}{'median':>10}{'least':>10}{'most':>10}"]
-    for key, text in names.items():
+    for key, text in ROWS.items():
         values = (found[name][key] for name in ("median", "least", "most"))
         lines.append(f"{text:46}" + "".join(f"{value:10.3f}" if value < 10 else f"{value:10.0f}" for value in values))
     empty = found["empty_stream"]
@@ -168,7 +191,8 @@ def empty_stream(config: Config, seconds: float) -> Rates:
     course = Course(Plan.of(config))
     dataset = stream.blocks(config, course, Prepared)
     dataset.context.execution_options = options(course)
-    blocks = stream.from_stream(dataset.iterator())
+    (shard,) = dataset.streaming_split(1, equal=True)  # as a run's learner gets it
+    blocks = stream.from_stream(shard)
     for _ in range(WARM):
         size = next(blocks)["views"].nbytes
     began, count = time.perf_counter(), 0

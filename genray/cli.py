@@ -66,7 +66,7 @@ class Bench:
         for name, value in (("repeats", self.repeats), ("seconds", self.seconds)):
             if value <= 0:
                 raise UserError(f"--{name} must be more than 0, got {value:g}")
-        if self.out and not self.out.absolute().parent.is_dir():
+        if self.out and (self.out.is_dir() or not self.out.absolute().parent.is_dir()):
             raise UserError(f"--out must be a file in a directory that exists, got '{self.out}'")
         found = bench(configure.load(self.preset, overrides), self.repeats, self.seconds, self.address)
         _show(table(found))

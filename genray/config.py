@@ -348,8 +348,8 @@ def check(config: Config) -> None:
     if stream.reuse != 1 and stream.num_anchors and stream.num_anchors < stream.batch_size * stream.reuse_window:
         raise ConfigError(
             f"stream.num_anchors must be at least stream.batch_size x stream.reuse_window "
-            f"({stream.batch_size * stream.reuse_window}) where views are used again, or one step would show an anchor "
-            f"twice, got {stream.num_anchors}; lower stream.reuse_window"
+            f"({stream.batch_size * stream.reuse_window}) where views are used again, or steps would often show an "
+            f"anchor twice, got {stream.num_anchors}; lower stream.reuse_window"
         )
     if stream.num_neighbors is not None and stream.num_neighbors < stream.num_views - 1:
         raise ConfigError(

@@ -319,7 +319,7 @@ def _report(
         "steps": config.training.steps,
         "loss": found[-1]["loss"] if found else None,
         **{key: median(key) for key in MEDIANS},
-        "advice": _advice(config, Plan.of(config), run, median("generators"), balance.over_a_run(found)),
+        "advice": _advice(config, Plan.of(config), run, median("generators"), found),
         "faults": faults.counts(run.faults),
         "seconds_to_first_step": _durations(marks),
         "seconds_total": round(time.time() - marks["command"], 1),
@@ -329,9 +329,10 @@ def _report(
 
 
 def _advice(
-    config: Config, plan: Plan, run: RunDirectory, generators: float | None, useful: float | None
+    config: Config, plan: Plan, run: RunDirectory, generators: float | None, found: list[dict[str, Any]]
 ) -> str | None:
     """What the balance of generators and learners says about the configuration; None where it was not measured."""
+    useful = balance.over_a_run(found, after=plan.window if plan.reuse > 1 else 0)  # all of the first window is fresh
     if not generators or not useful:
         return None
     learners = records.last(run.batches)["learners"]

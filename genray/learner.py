@@ -148,6 +148,8 @@ class Learner:
         self.optimizer = optim.build(config.optimizer, self.encoder)
         self.step, self.window = 0, checkpoint.Open()
         self.stopwatch, self.open = Stopwatch(device), Window()
+        self.latest: Block = {}
+        """The block that arrived last."""
         self.marks: dict[str, float] = {"model built": time.time()}
 
     def restore(self, directory: Path) -> None:
@@ -207,8 +209,10 @@ class Learner:
             for number, batch in enumerate(
                 reuse.shown(self._fresh(blocks), plan, self.config.seed, self.rank, self.step)
             ):
-                if number == 0:
-                    self.stopwatch.start()  # waiting for the first one is start-up
+                if number == 0:  # waiting for the first one is start-up, and so are those of a window that is refilled
+                    self.stopwatch.start()
+                    self.open.measured = balance.Window()
+                    self.open.measured.arrived(self.latest)
                 self.step = step = self.step + 1
                 optim.set_learning_rate(self.optimizer, self.learning_rate(step))
                 loss, embeddings = train_step(
@@ -269,6 +273,7 @@ class Learner:
                     f"learner {self.rank} expected ticket {ticket.number} from position {ticket.positions[0]}, "
                     f"got ticket {block['ticket'][0]} from position {block['position'][0]}"
                 )
+            self.latest = block
             self.open.measured.arrived(block)
             if number == 0:
                 self.marks.setdefault("first block", time.time())

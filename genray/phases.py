@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import islice
@@ -23,7 +24,8 @@ from genray.views import Block
 if TYPE_CHECKING:
     from genray.learner import Learner
 
-PHASES = ("learner", "stream", "together", "inline")
+STREAMED = ("stream", "together")
+ASIDE = ("generator", "inline")
 ROUNDS = 4
 """Tickets of each generator in a phase, at the least: they come in bursts."""
 HELD = 4
@@ -35,7 +37,7 @@ def bench_loop(arguments: dict[str, Any]) -> list[Rates]:
     config, context = arguments["config"], ray.train.get_context()
     world = context.get_world_size()
     learner = learner_here(config, context.get_world_rank(), world)
-    phases = Phases(learner, together(pool_blocks(config), world), world)
+    phases = Phases(learner, together(pool_blocks(config), world), world, arguments["aside"])
     phases.prepare(arguments["seconds"])
     return [phases.measure() for _ in range(arguments["repeats"])]
 
@@ -45,33 +47,38 @@ class Phases:
 
     The stream goes on by itself during a phase that does not use it, until its look-ahead is full. So each phase that
     uses it begins with what had lain ready, which does not count, and each that does not waits until it stands still.
+
+    Args:
+        blocks: this learner's part of the stream.
+        world: how many learners there are.
+        aside: whether the learners also render; they need the memory for a generator of their own then.
     """
 
-    def __init__(self, learner: Learner, blocks: Iterator[Block], world: int):
+    def __init__(self, learner: Learner, blocks: Iterator[Block], world: int, aside: bool = True):
         self.learner, self.world, self.blocks = learner, world, blocks
         self.generators, _ = learner.config.generators.bounds
         ready = learner.plan.look_ahead + 2 * self.generators  # each may have two tickets in hand
         self.ready = -(-ready // world) + HELD
         self.anchors = learner.plan.ticket_steps * learner.plan.local_batch
-        self.tickets = dict.fromkeys(PHASES, 1)
+        self.aside: tuple[str, ...] = ("learner", *ASIDE) if aside else ("learner",)
+        self.tickets = dict.fromkeys((*self.aside, *STREAMED), 1)
         self.still_s = 0.0
 
     def prepare(self, seconds: float) -> None:
         """Warm everything up, and choose for each phase how many tickets take about so many seconds."""
         self.resident = next(self._taken(1))
-        self._learner()
-        self._inline()
+        self._asides()
         some = max(2, -(-2 * self.generators // self.world))
         render_s = sum(float(block["render_s"][0]) for block in self._taken(some)) / some
         self.still_s = 1.5 * (self.ready * self.world + self.generators) * render_s / self.generators
         anchors = self.anchors * self.world
-        rates = {"learner": self._learner()["learner"], "inline": self._inline()["inline"]}
+        rates = self._asides()
         rates["stream"] = self.generators * self.anchors / render_s
         rates["together"] = min(rates["stream"], rates["learner"])
         fewest = -(-ROUNDS * self.generators // self.world)
         tickets = {
-            name: max(fewest if name in ("stream", "together") else 1, math.ceil(seconds * rates[name] / anchors))
-            for name in PHASES
+            name: max(fewest if name in STREAMED else 1, math.ceil(seconds * rates[name] / anchors))
+            for name in self.tickets
         }
         agreed = (tickets, self.still_s)
         self.tickets, self.still_s = broadcast_from_rank_zero(agreed) if self.world > 1 else agreed
@@ -81,32 +88,46 @@ class Phases:
 
         Returns:
             Anchors a second over all learners: `learner` on a block that stays, `stream` into nothing, `together`, and
-            `inline`, each learner rendering its own tickets; `generator`, those of one generator in the time in which
-            it renders, with the learners at rest; `generators`, how many there are; `blocks_per_s` and `mib_per_s` of
-            the stream.
+            `inline`, each learner rendering its own tickets; `generator`, those of one that renders in a learner's
+            process with all else at rest; `rendering`, those of one generator of the stream in the time in which it
+            renders, with the learners at rest; `generators`, how many there are; `blocks_per_s` and `mib_per_s` of the
+            stream. Without `aside` there is no `inline`, and `generator` is `rendering`.
         """
         found: dict[str, list[float]] = {}
-        for phase in (self._learner, self._stream, self._together, self._inline, self._stream, self._learner):
+        for phase in (self._asides, self._stream, self._together, self._stream, self._asides):
             for key, value in phase().items():
                 found.setdefault(key, []).append(value)
-        return {key: sum(values) / len(values) for key, values in found.items()}
+        rates = {key: sum(values) / len(values) for key, values in found.items()}
+        return {"generator": rates["rendering"], **rates}
 
-    def _learner(self) -> Rates:
+    def _asides(self) -> Rates:
+        """What needs no stream, once that stands still."""
         time.sleep(self.still_s)
+        phases = {"learner": self._learner, "generator": self._generator, "inline": self._inline}
+        return {name: phases[name]() for name in self.aside}
+
+    def _learner(self) -> float:
         course = Course(self.learner.plan, self.learner.step).of_learner(self.learner.rank)
         resident = ({**self.resident, "position": ticket.positions} for ticket in course)
-        return {"learner": self._aside("learner", resident)}
+        return self._trained("learner", resident)
 
-    def _inline(self) -> Rates:
-        time.sleep(self.still_s)
-        blocks = self._here.blocks(Course(self.learner.plan, self.learner.step), self.learner.rank)
-        return {"inline": self._aside("inline", blocks)}
+    def _generator(self) -> float:
+        tickets = self.tickets["generator"]
+        blocks = islice(self._rendered(), tickets)
+        return self._rate(tickets, lambda: deque(blocks, maxlen=0)) / self.world
+
+    def _inline(self) -> float:
+        return self._trained("inline", self._rendered())
+
+    def _rendered(self) -> Iterator[Block]:
+        """The next tickets, rendered here."""
+        return self._here.blocks(Course(self.learner.plan, self.learner.step), self.learner.rank)
 
     @cached_property
     def _here(self) -> stream.Here:
         return stream.Here(self.learner.config, self.learner.device)
 
-    def _aside(self, phase: str, blocks: Iterator[Block]) -> float:
+    def _trained(self, phase: str, blocks: Iterator[Block]) -> float:
         """The rate of training on something else than the stream, where the learner then stands as before."""
         tickets, at = self.tickets[phase], self.learner.step
         rate = self._rate(tickets, lambda: self._train(blocks, tickets))
@@ -121,7 +142,7 @@ class Phases:
         blocks_per_s = rate / self.anchors
         return {
             "stream": rate,
-            "generator": tickets * self.anchors / sum(render_s),
+            "rendering": tickets * self.anchors / sum(render_s),
             "generators": self.generators,
             "blocks_per_s": blocks_per_s,
             "mib_per_s": blocks_per_s * self.learner.plan.ticket_bytes / MIB,

@@ -160,7 +160,7 @@ class RunDirectory:
 
 def runs(storage_path: Path) -> list[RunDirectory]:
     """The runs of a directory, the latest last; a config.json of something else does not make one."""
-    found = [RunDirectory(path.parent) for path in storage_path.glob("*/config.json")]
+    found = [RunDirectory(path.parent) for path in storage_path.glob("[!.]*/config.json")]
     found = [run for run in found if _read_object(run.config).keys() >= {"name", "storage_path", "training"}]
     return sorted(found, key=lambda run: run.config.stat().st_mtime)
 

@@ -117,7 +117,7 @@ def prepare_context(config: Config, plan: Plan) -> None:
     context.autoscaling_config = AutoscalingConfig(
         actor_pool_util_upscaling_threshold=1.9,
         actor_pool_util_downscaling_threshold=0.45,
-        actor_pool_max_upscaling_delta=max(1, (high - low) // GROWTHS),
+        actor_pool_max_upscaling_delta=max(1, -(-(high - low) // GROWTHS)),
     )
 
 

@@ -37,7 +37,7 @@ def settle(config: Config, address: str | None = None, say: Callable[[str], None
     if config.generators.mode == "inline":  # there is no stream
         return replace(config, stream=replace(config.stream, ticket_batches=INLINE_BATCHES))
     say(f"measuring for {' and '.join(f'stream.{name}' for name in unsettled)}")
-    found = bench(config, repeats=1, seconds=SECONDS, address=address, say=say)
+    found = bench(config, repeats=1, seconds=SECONDS, address=address, say=say, aside=False)
     rates, most = found["median"], SHARE * found["empty_stream"]["blocks_per_s"]
     if "reuse" in unsettled:
         config = replace(config, stream=replace(config.stream, reuse=uses(rates)))

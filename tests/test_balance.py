@@ -299,3 +299,13 @@ def test_advice_is_a_sentence(
     mode: str, generators: float, useful: float, learners: float, reuse: int, sentence: str
 ) -> None:
     assert advice(mode, generators, useful, learners, reuse) == sentence
+
+
+def test_a_run_is_judged_by_the_time_in_which_its_learners_did_not_wait() -> None:
+    def record(step: int, busy_ms: float, **found: float) -> dict[str, float]:
+        return {"step": step, "step_ms.wait": 1000.0, "step_ms.augment": busy_ms, **found}
+
+    records = [record(10, 5.0, generators_useful=8.0), record(20, 5.0, generators_useful=2.0), record(30, 10.0)]
+    assert balance.over_a_run(records) == pytest.approx((50 * 8 + 50 * 2) / 200)
+    assert balance.over_a_run(records, after=10) == pytest.approx(50 * 2 / 150)
+    assert balance.over_a_run(records, after=30) == 0

@@ -5,24 +5,46 @@ from __future__ import annotations
 import pytest
 from fakes import small
 
-from genray.bench import efficiencies, for_bench, table, which
+from genray.bench import devices, efficiencies, for_bench, table, which
 from genray.plan import Plan
 
 RATES = {"generators": 2, "generator": 100.0, "learner": 300.0, "stream": 190.0, "together": 180.0, "inline": 100.0}
 
 
 def test_efficiencies_are_shares_of_what_the_parts_could_do() -> None:
-    found = efficiencies(RATES)
+    found = efficiencies(RATES, 1, 3)
     assert found["overlap"] == 180 / 200  # of the generators, which are the slower side
     assert found["transport"] == 190 / 200
-    assert found["share"] == pytest.approx(180 / 200 + 180 / 300)
-    slow = efficiencies({**RATES, "learner": 150.0, "together": 120.0})
+    assert found["share"] == pytest.approx((2 * 180 / 200 + 180 / 300) / 3)  # two devices render, one trains
+    slow = efficiencies({**RATES, "learner": 150.0, "together": 120.0}, 1, 3)
     assert slow["overlap"] == 120 / 150
 
 
-def test_perfect_overlap_of_even_sides_is_twice_what_taking_turns_gives() -> None:
-    even = {**RATES, "learner": 200.0, "together": 200.0}
-    assert efficiencies(even)["share"] == 2
+def test_all_of_the_time_is_used_where_even_sides_overlap_and_where_one_device_takes_turns() -> None:
+    apart = {**RATES, "generators": 1, "learner": 100.0, "together": 100.0}
+    assert efficiencies(apart, 1, 2)["share"] == 1
+    in_turn = {**RATES, "generators": 1, "learner": 100.0, "together": 50.0}
+    assert efficiencies(in_turn, 1, 1)["share"] == 1
+
+
+@pytest.mark.parametrize(
+    ("generators", "learners", "cpus", "number"),
+    [
+        ((1, 0), (1, 0), 2, 2),
+        ((4, 0), (1, 0), 2, 2),
+        ((3, 1), (2, 1), 64, 5),
+        ((1, 0.5), (1, 0.5), 16, 1),
+        ((2, 0), (1, 1), 16, 3),
+    ],
+)
+def test_devices_are_counted(
+    generators: tuple[int, float], learners: tuple[int, float], cpus: int, number: int
+) -> None:
+    config = small(
+        generators={"num": generators[0], "num_gpus": generators[1]},
+        learners={"num_workers": learners[0], "num_gpus": learners[1]},
+    )
+    assert devices(config, cpus) == number
 
 
 @pytest.mark.parametrize(
@@ -35,11 +57,17 @@ def test_perfect_overlap_of_even_sides_is_twice_what_taking_turns_gives() -> Non
     ],
 )
 def test_the_advice_names_the_bottleneck_and_the_faster_mode(rates: dict[str, float], told: str) -> None:
-    assert told in which({**RATES, **rates}, small())
+    assert told in which({**RATES, **rates}, 1, 1)
+
+
+def test_the_advice_counts_what_is_used_again() -> None:
+    assert "1.5 generators would do, there are 2" in which(RATES, 1, 2)
+    fewer = {name: rate for name, rate in RATES.items() if name != "inline"}
+    assert "inline" not in which(fewer, 1, 1)
 
 
 def test_the_table_shows_each_figure_with_its_spread() -> None:
-    rates = {**RATES, **efficiencies(RATES), "blocks_per_s": 2.5, "mib_per_s": 1234.0}
+    rates = {**RATES, **efficiencies(RATES, 1, 3), "blocks_per_s": 2.5, "mib_per_s": 1234.0}
     found = {
         "median": rates,
         "least": {key: value / 2 for key, value in rates.items()},

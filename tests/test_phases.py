@@ -65,7 +65,7 @@ def measured(tmp_path: Path, slept: list[float]) -> tuple[Phases, Stream]:
 
 def test_a_phase_has_some_tickets_of_each_generator(measured: tuple[Phases, Stream]) -> None:
     made, _ = measured
-    assert made.tickets == {"learner": 1, "inline": 1, "stream": 3 * ROUNDS, "together": 3 * ROUNDS}
+    assert made.tickets == {"learner": 1, "generator": 1, "inline": 1, "stream": 3 * ROUNDS, "together": 3 * ROUNDS}
 
 
 def test_what_had_lain_ready_is_passed_over(measured: tuple[Phases, Stream]) -> None:
@@ -84,16 +84,18 @@ def test_a_phase_aside_waits_until_the_generators_stand_still(
     assert made.still_s == pytest.approx(1.5 * (made.ready + 3) * RENDER_S / 3)
     slept.clear()
     made.measure()
-    assert slept == [made.still_s] * 3  # the learners twice, and inline
+    assert slept == [made.still_s] * 2  # before and after what uses the stream
 
 
 def test_what_is_measured(measured: tuple[Phases, Stream]) -> None:
     made, _ = measured
     found = made.measure()
     assert set(found) == {
-        *("learner", "stream", "together", "inline", "generator", "generators", "blocks_per_s", "mib_per_s")
+        *("learner", "stream", "together", "inline", "generator", "rendering", "generators"),
+        *("blocks_per_s", "mib_per_s"),
     }
-    assert found["generator"] == pytest.approx(2 * 64 / RENDER_S)
+    assert found["rendering"] == pytest.approx(2 * 64 / RENDER_S)
+    assert found["generator"] > found["inline"]  # in truth a ticket takes much less
     assert found["generators"] == 3
     assert found["stream"] == pytest.approx(found["blocks_per_s"] * 2 * 64)
     assert found["mib_per_s"] == pytest.approx(found["blocks_per_s"] * 2 * 64 * 2 * 3 * 8 * 8 / 2**20)
@@ -103,3 +105,14 @@ def test_what_is_measured(measured: tuple[Phases, Stream]) -> None:
 def test_a_measurement_may_be_repeated(measured: tuple[Phases, Stream]) -> None:
     made, _ = measured
     assert set(made.measure()) == set(made.measure())
+
+
+def test_learners_without_room_for_a_generator_render_nothing(measured: tuple[Phases, Stream]) -> None:
+    made, source = measured
+    alone = Phases(made.learner, iter(source), 1, aside=False)
+    alone.__dict__["_here"] = None  # would fail if it were used
+    made.learner.step = 0
+    alone.prepare(1e-6)
+    found = alone.measure()
+    assert found["generator"] == found["rendering"] == pytest.approx(2 * 64 / RENDER_S)
+    assert "inline" not in found
