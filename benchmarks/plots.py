@@ -45,7 +45,7 @@ def scaling(report: Record, path: Path) -> None:
     if many := report.get("many"):
         axis = [r["generators"] for r in many]
         left.plot(axis, [r["efficiency"] for r in many], "s", color=GREY, ms=5, label="4 learners, once each")
-    left.set(title="of the slower side's speed", xlabel="generators (simulated)", ylim=(0.8, 1.01))
+    left.set(title="of the slower side's speed", xlabel="generators (simulated)", ylim=(None, 1.01))
     left.set_xscale("log", base=2)
     left.xaxis.set_major_formatter("{x:g}")
     left.legend(fontsize=8, loc="lower left")
@@ -61,7 +61,7 @@ def scaling(report: Record, path: Path) -> None:
     right.plot(blocks, [1000 * r["cpu_s_per_block"] for r in long], color=ORANGE, label="ms of CPU for a block")
     right.set(title="a long stream of small blocks", xlabel="blocks so far", ylabel="ms", ylim=(0, None))
     memory = right.twinx()
-    memory.plot(blocks, [r["rss_mib"] / 1024 for r in long], color=GREY, ls="--", label="GiB of memory")
+    memory.plot(blocks, [r["memory_mib"] / 1024 for r in long], color=GREY, ls="--", label="GiB of memory")
     memory.set(ylabel="GiB", ylim=(0, None))
     lines = [*right.lines, *memory.lines]
     right.legend(lines, [str(line.get_label()) for line in lines], fontsize=8, loc="lower right")

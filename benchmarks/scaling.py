@@ -12,8 +12,10 @@ import json
 import math
 import os
 import platform
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
@@ -26,9 +28,10 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's own name
 import numpy as np
 import plots
 import ray
+import usage
 from ray.data.context import AutoscalingConfig
 
-from genray import cluster, processes, stream
+from genray import cluster, stream
 from genray.config import Config
 from genray.configure import build
 from genray.course import Course
@@ -37,12 +40,10 @@ from genray.shares import options
 from genray.views import Block
 
 Record = dict[str, Any]
-TICKS = os.sysconf("SC_CLK_TCK")
-PAGE = os.sysconf("SC_PAGE_SIZE")
 WINDOW_S, ROUNDS = 15.0, 5
 """What counts: so many seconds at the ideal rate, and so many blocks of each generator, at the least."""
-STAGES = ("MapWorker", "Consumer")
-"""Titles of the processes that stand for generators and learners."""
+STILL_S = 300.0
+"""Seconds without a block, or with processes of a stream that has ended, after which something is wrong."""
 
 
 class Simulated:
@@ -93,9 +94,7 @@ class Consumer:
         return self.arrivals
 
 
-def config_of(
-    generators: int, learners: int, render_s: float, size: int, anchors: int, tickets: int = 100_000
-) -> Config:
+def config_of(generators: int, learners: int, render_s: float, size: int, anchors: int, tickets: int = 5000) -> Config:
     """A run whose tickets have so many anchors of two square views, `size` pixels a side."""
     ticket = anchors * 2 * 3 * size**2
     return build(
@@ -144,9 +143,16 @@ class Stream:
         ray.get(ray.wait(self.runs, timeout=0)[0])  # raises what a consumer raised
         return sum(ray.get([consumer.seen.remote() for consumer in self.consumers]))
 
-    def wait_for(self, blocks: int) -> None:
-        while self.seen() < blocks:
-            time.sleep(0.2)
+    def wait_for(self, blocks: int) -> int:
+        """Wait until so many have arrived; returns how many have."""
+        seen, since = -1, time.monotonic()
+        while (now := self.seen()) < blocks:
+            if now > seen:
+                seen, since = now, time.monotonic()
+            if time.monotonic() > since + STILL_S:
+                raise RuntimeError(f"the stream stands still after {now} of {blocks} blocks")
+            time.sleep(1)
+        return now
 
     def take(self, step_s: float) -> None:
         """From now on every learner takes so long for a block."""
@@ -168,52 +174,35 @@ def measured(config: Config, step_s: float, blocks: int) -> Record:
 
     Generators that began together also end together, so what counts is the time of whole rounds of them.
     """
+    plan, generators = Plan.of(config), config.generators.bounds[0]
+    turn = math.lcm(generators, plan.num_workers)
+    warm, blocks = (-(-count // turn) * turn for count in (plan.look_ahead + 3 * generators, blocks))
+    tickets = warm + blocks + plan.look_ahead + 4 * (generators + plan.num_workers) + 100
+    config = replace(config, training=replace(config.training, steps=tickets))
     began = time.monotonic()
     with Stream(config, step_s) as flow:
-        turn = math.lcm(flow.generators, flow.plan.num_workers)
-        warm = -(-(flow.plan.look_ahead + 3 * flow.generators) // turn) * turn
-        blocks = -(-blocks // turn) * turn
-        flow.wait_for(warm)
-        warm_s, before = time.monotonic() - began, usage()
-        flow.wait_for(warm + blocks)
-        after, arrivals = usage(), flow.arrivals()
-    elapsed = arrivals[warm + blocks - 1] - arrivals[warm - 1]
-    cpu_s = sum(after[pid][1] - before.get(pid, ("", 0.0, 0))[1] for pid in after if not staged(after[pid][0]))
-    pool = sum(generator(found) for found in after.values())
-    assert pool == flow.generators, f"{pool} of {flow.generators} generators run"
+        first = flow.wait_for(warm)
+        warm_s, before = time.monotonic() - began, usage.cpu_s()
+        last = flow.wait_for(max(warm + blocks, first + blocks // 2))
+        cpu_s, memory_mib, seen = usage.between(before, usage.cpu_s()), usage.memory_mib(), usage.generators()
+        arrivals = flow.arrivals()
     return {
-        "blocks_per_s": blocks / elapsed,
+        "blocks_per_s": blocks / (arrivals[warm + blocks - 1] - arrivals[warm - 1]),
         "blocks": blocks,
-        "cpu_s_per_block": cpu_s / blocks,
-        "rss_mib": sum(found[2] for found in after.values() if not staged(found[0])) / 2**20,
+        "cpu_s_per_block": cpu_s / (last - first),
+        "memory_mib": memory_mib,
+        "generators_seen": seen,
         "warm_s": warm_s,
     }
 
 
-def wait_until_gone(patience_s: float = 60.0) -> None:
+def wait_until_gone() -> None:
     """Wait until the processes of the last stream have ended, so that the next one has the machine to itself."""
-    deadline = time.monotonic() + patience_s
-    while any(staged(found[0]) or "SplitCoordinator" in found[0] for found in usage().values()):
-        assert time.monotonic() < deadline, "the last stream has not ended"
+    deadline = time.monotonic() + STILL_S
+    while any(usage.staged(title) or "SplitCoordinator" in title for title in usage.titles().values()):
+        if time.monotonic() > deadline:
+            return print("processes of the last stream are still there", file=sys.stderr)
         time.sleep(0.5)
-
-
-def staged(title: str) -> bool:
-    """Whether a process stands for a generator or a learner."""
-    return any(name in title for name in STAGES)
-
-
-def usage() -> dict[int, tuple[str, float, int]]:
-    """Title, seconds of CPU and bytes in memory of this process and all below it."""
-    found = {}
-    for pid in (os.getpid(), *processes.below(os.getpid())):
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            title = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-        except OSError:
-            continue
-        found[pid] = (title, (int(fields[11]) + int(fields[12])) / TICKS, int(fields[21]) * PAGE)
-    return found
 
 
 def overlap(arguments: argparse.Namespace) -> Iterator[Record]:
@@ -232,7 +221,7 @@ def overlap(arguments: argparse.Namespace) -> Iterator[Record]:
 
 def many(arguments: argparse.Namespace) -> Iterator[Record]:
     """Large pools, once each; rendering takes longer with more generators, so that the stream is no limit."""
-    for generators in (32, 64, 128):
+    for generators in (4, 8, 16, 32, 64, 128):
         rate = arguments.rate
         found = of(generators, 4, generators / rate, 4 / rate / 1.5, ROUNDS * generators)
         yield found | {"slower": "generators"}
@@ -262,19 +251,17 @@ def ceiling(arguments: argparse.Namespace) -> Iterator[Record]:
 def long(arguments: argparse.Namespace) -> Iterator[Record]:
     """Many small blocks: time, CPU and memory of each thousand, from the first to the last."""
     with Stream(config_of(2, 1, 0.0, 8, 16, arguments.blocks + 1000), 0.0) as flow:
-        flow.wait_for(1)
-        began, before, seen = time.monotonic(), usage(), 0
+        seen = flow.wait_for(1)
+        began, before = time.monotonic(), usage.cpu_s()
         while seen < arguments.blocks:
-            flow.wait_for(seen + 1000)
-            now, after, more = time.monotonic(), usage(), flow.seen() - seen
-            others = {pid: found for pid, found in after.items() if not staged(found[0])}
-            cpu_s = sum(found[1] - before.get(pid, ("", 0.0, 0))[1] for pid, found in others.items())
+            more = flow.wait_for(min(seen + 1000, arguments.blocks)) - seen
+            now, after = time.monotonic(), usage.cpu_s()
             seen += more
             yield {
                 "blocks": seen,
                 "s_per_block": (now - began) / more,
-                "cpu_s_per_block": cpu_s / more,
-                "rss_mib": sum(found[2] for found in others.values()) / 2**20,
+                "cpu_s_per_block": usage.between(before, after) / more,
+                "memory_mib": usage.memory_mib(),
             }
             began, before = now, after
 
@@ -300,16 +287,11 @@ def followed(learners: int, autoscaling: AutoscalingConfig | None, arguments: ar
             flow.take(step_s)
             at, seen = time.monotonic() - began, flow.seen()
             while (now := time.monotonic() - began) < at + arguments.phase:
-                trace.append((round(now, 1), sum(map(generator, usage().values()))))
+                trace.append((round(now, 1), usage.generators()))
                 time.sleep(1)
             rate = (flow.seen() - seen) / (now - at)
             phases.append({"at": round(at, 1), "step_s": step_s, "blocks_per_s": round(rate, 2)})
     return {"phases": phases, "trace": trace}
-
-
-def generator(found: tuple[str, float, int]) -> bool:
-    """Whether a process stands for a generator."""
-    return STAGES[0] in found[0]
 
 
 def of(generators: int, learners: int, render_s: float, step_s: float, blocks: int) -> Record:
@@ -341,16 +323,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
     report: Record = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    report |= {"machine": {"cpus": os.cpu_count(), "python": platform.python_version()}}
+    report |= {"versions": {name: version(name) for name in ("genray", "ray")}}
     with cluster.joined():
         for part in arguments.parts:
-            report[part] = []
-            for record in PARTS[part](arguments):
-                record["load"] = os.getloadavg()[0]
-                report[part].append(record)
-                print(part, json.dumps(record), flush=True)
-                report["machine"] = {"cpus": os.cpu_count(), "python": platform.python_version()}
-                report["versions"] = {name: version(name) for name in ("genray", "ray")}
-                arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+            found: list[Record] = []
+            try:
+                for record in PARTS[part](arguments):
+                    found.append(record | {"load": os.getloadavg()[0]})
+                    print(part, json.dumps(found[-1]), flush=True)
+                    arguments.out.write_text(json.dumps(report | {f"{part}, unfinished": found}, indent=1) + "\n")
+            except Exception:
+                traceback.print_exc()  # the other parts may still do
+                continue
+            report[part] = found
+            arguments.out.write_text(json.dumps(report, indent=1) + "\n")
     if arguments.out == Path(__file__).with_suffix(".json"):
         plots.draw(report)
 

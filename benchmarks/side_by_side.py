@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
@@ -29,6 +30,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's own name
+
+import numpy as np
+import usage
 
 from genray.config import Config
 from genray.configure import build, load
@@ -52,17 +56,37 @@ def streamed(config: Config, tickets: int, workers: int) -> Record:
     from genray.rundir import RunDirectory
 
     RunDirectory.of(config).path.mkdir(parents=True, exist_ok=True)
+    looks, over = list[tuple[float, dict[int, float]]](), threading.Event()
+
+    def look() -> None:
+        while not over.wait(1):
+            looks.append((time.time(), usage.cpu_s()))
+
     with cluster.joined():
-        arguments = {"config": config, "tickets": tickets}
-        return {"anchors_per_s": run_learners(config, trained_from_stream, arguments).return_value}
+        looking = threading.Thread(target=look)
+        looking.start()
+        try:
+            arguments = {"config": config, "tickets": tickets}
+            found, ended = run_learners(config, trained_from_stream, arguments).return_value
+        finally:
+            over.set()
+            looking.join()
+    anchors = tickets * config.stream.ticket_batches * config.stream.batch_size
+    during = [taken for taken in looks if ended - anchors / found <= taken[0] <= ended]
+    overhead = 0.0
+    if len(during) > 1:
+        (first, before), *_, (last, after) = during
+        overhead = usage.between(before, after) / (last - first) / (os.cpu_count() or 1)
+    return {"anchors_per_s": found, "overhead": overhead}
 
 
-def trained_from_stream(arguments: Record) -> float:
-    """Ray Train's loop: anchors a second."""
+def trained_from_stream(arguments: Record) -> tuple[float, float]:
+    """Ray Train's loop: anchors a second, and when the last of them was used."""
     from genray.train import learner_here, pool_blocks
 
     config = arguments["config"]
-    return rate(learner_here(config, 0, 1), pool_blocks(config), arguments["tickets"])
+    found = rate(learner_here(config, 0, 1), pool_blocks(config), arguments["tickets"])
+    return found, time.time()
 
 
 def in_turn(config: Config, tickets: int, workers: int) -> Record:
@@ -112,14 +136,17 @@ def loader(config: Config, tickets: int, workers: int) -> Record:
         batch_size=None,
         num_workers=workers,
         multiprocessing_context="spawn",
-        collate_fn=unchanged,
+        collate_fn=shared,
     )
-    return {"anchors_per_s": rate(made(config), iter(loaded), tickets)}
+    blocks = ({name: np.asarray(column) for name, column in block.items()} for block in loaded)
+    return {"anchors_per_s": rate(made(config), blocks, tickets)}
 
 
-def unchanged(block: Block) -> Block:
-    """What a DataLoader is to do with a block."""
-    return block
+def shared(block: Block) -> dict[str, Any]:
+    """A block as a DataLoader hands it on fastest: tensors, which go through shared memory."""
+    import torch
+
+    return {name: torch.from_numpy(column) if column.dtype.kind in "iuf" else column for name, column in block.items()}
 
 
 class Tickets:
@@ -149,7 +176,6 @@ def files(config: Config, tickets: int, workers: int) -> Record:
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    import numpy as np
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
 
@@ -179,7 +205,7 @@ def files(config: Config, tickets: int, workers: int) -> Record:
             )
             for images, ticket in zip(loaded, Course(learner.plan).of_learner(0), strict=False):
                 yield {
-                    "views": images.reshape(anchors, views, *images.shape[1:]),
+                    "views": images.numpy().reshape(anchors, views, *images.shape[1:]),
                     "latent": np.zeros((anchors, views, 1), np.float32),
                     "label": np.zeros(anchors, np.int64),
                     "anchor": ticket.positions,
@@ -200,10 +226,10 @@ def files(config: Config, tickets: int, workers: int) -> Record:
 
 
 def stacked(samples: list[tuple[Any, int]]) -> Any:
-    """Images `[n, 3, H, W]` of ImageFolder's samples."""
-    import numpy as np
+    """Images `[n, 3, H, W]` of ImageFolder's samples, as a tensor."""
+    import torch
 
-    return np.ascontiguousarray(np.stack([image for image, _ in samples]).transpose(0, 3, 1, 2))
+    return torch.from_numpy(np.ascontiguousarray(np.stack([image for image, _ in samples]).transpose(0, 3, 1, 2)))
 
 
 _renderers: dict[str, Any] = {}
@@ -293,7 +319,7 @@ def main() -> None:
     if arguments.way:
         return one(arguments)
     report: Record = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-    report |= {"preset": arguments.preset, "workers": arguments.workers}
+    report |= {"workers": arguments.workers}
     report |= {"machine": {"cpus": os.cpu_count(), "python": platform.python_version()}}
     report |= {"versions": {name: version(name) for name in ("genray", "ray", "torch", "torchvision")}}
     for part in arguments.parts:
@@ -309,11 +335,15 @@ def ways(arguments: argparse.Namespace) -> Iterator[Record]:
         ratios = {way: ratio(rates["genray"], rates[way]) for way in ("in turn", "loader", "files")}
         for found in rounds:
             written = found["files"]
+            more = 1 / found["genray"]["anchors_per_s"] - 1 / written["anchors_per_s"]  # seconds an anchor, each epoch
+            written["ahead_after_epochs"] = 1 / written["written_per_s"] / more if more > 0 else None
             written["first_epoch"] = 1 / (1 / written["written_per_s"] + 1 / written["anchors_per_s"])
         first = [found["files"]["first_epoch"] for found in rounds]
         best = [min(pair) for pair in zip(rates["generator alone"], rates["learner alone"], strict=True)]
         yield {
+            "preset": arguments.preset,
             "tickets": arguments.tickets,
+            "overhead": spread([found["genray"]["overhead"] for found in rounds]),
             "anchors_per_s": {way: spread(values) for way, values in rates.items()},
             "genray_over": {**ratios, "files, written first": ratio(rates["genray"], first)},
             "best_over_in_turn": ratio(best, rates["in turn"]),
@@ -333,6 +363,7 @@ def sizes(arguments: argparse.Namespace) -> Iterator[list[Record]]:
         rates = {way: [found[way]["anchors_per_s"] for found in rounds] for way in ("genray", "loader")}
         done.append(
             {
+                "preset": arguments.preset,
                 "anchors": 16 * batches,
                 "genray_over_loader": ratio(rates["genray"], rates["loader"]),
                 "blocks_per_s": {way: spread([rate / 16 / batches for rate in found]) for way, found in rates.items()},
@@ -353,7 +384,9 @@ def taken_in_turns(
     with tempfile.TemporaryDirectory() as directory:
         config = load(arguments.preset, overrides)
         values = config.to_dict() | {"name": "side", "storage_path": directory}
-        values["training"] |= {"steps": 10**6, "warmup_steps": 0, "checkpoint_every": 10**6}
+        # As many as are needed, and what lies ready: each ticket that is never used would cost the stream a little.
+        steps = (WARM + tickets + 3 * WARM) * Plan.of(config, 1).ticket_steps
+        values["training"] |= {"steps": steps, "warmup_steps": 0, "checkpoint_every": steps}
         # On processors alone, one thread for each process but where one process does all; little lies ready.
         values["generators"] |= {"num": arguments.workers, "mode": "pool", "num_gpus": 0, "num_cpus": 0.5}
         values["generators"] |= {"look_ahead_mib": max(1, -(-WARM * Plan.of(config).ticket_bytes // (2 * MIB)))}

@@ -16,6 +16,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from genray.bench import ROWS
+
 ROOT = Path(__file__).resolve().parent.parent
 GENERATOR = ROOT / "genray/generators/assets/digit_scenes/report.json"
 
@@ -161,49 +163,52 @@ def faults(report: dict[str, Any]) -> str:
 
 def scaling(report: dict[str, Any]) -> str:
     """What a stream costs, with simulated generators and learners."""
-    sides = ("generators slower", "learners slower")
-    columns = [f"{number}, {side}" for number in ("1 learner", "2 learners") for side in sides]
-    lines = [f"| generators | {' | '.join(columns)} |"]
-    lines.append("|---:|---:|---:|---:|---:|")
-    found = report["overlap"]
-    for generators in sorted({of["generators"] for of in found}):
-        row = [str(generators)]
-        for learners in (1, 2):
-            for slower in ("generators", "learners"):
-                values = [
-                    of["efficiency"]
-                    for of in found
-                    if (of["generators"], of["learners"], of["slower"]) == (generators, learners, slower)
-                ]
-                row.append(f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})")
-        lines.append(f"| {' | '.join(row)} |")
-    turns = [of["ratio"] for of in report["balance"]]
-    told = [
-        f"With both sides equally fast, {_spread(turns)} times the speed of one process that renders and trains in "
-        "turn; 2 is the limit.",
-    ]
+    lines, told = [], []
+    if found := report.get("overlap"):
+        sides = ("generators slower", "learners slower")
+        columns = [f"{number}, {side}" for number in ("1 learner", "2 learners") for side in sides]
+        lines = [f"| generators | {' | '.join(columns)} | CPU for a block |", "|---:|---:|---:|---:|---:|---:|"]
+        for generators in sorted({of["generators"] for of in found}):
+            here = [of for of in found if of["generators"] == generators]
+            row = [
+                _spread([of["efficiency"] for of in here if (of["learners"], of["slower"]) == (learners, slower)], 3)
+                for learners in (1, 2)
+                for slower in ("generators", "learners")
+            ]
+            cpu_ms = 1000 * statistics.median(of["cpu_s_per_block"] for of in here)
+            lines.append(f"| {generators} | {' | '.join(row)} | {cpu_ms:.0f} ms |")
+        lines.append("")
     if many := report.get("many"):
         large = ", ".join(f"{of['efficiency']:.3f} with {of['generators']}" for of in many)
-        told.append(f"Large pools with 4 learners, once each: {large} generators.")
-    ceilings = dict.fromkeys(of["mib"] for of in report["ceiling"])
-    for mib in ceilings:
-        ceilings[mib] = statistics.median(of["blocks_per_s"] for of in report["ceiling"] if of["mib"] == mib)
-    told.append(
-        "What one stream can move at most, where rendering costs nothing: "
-        + ", ".join(f"{rate:.0f} blocks/s of {mib:g} MiB" for mib, rate in ceilings.items())
-        + "."
-    )
-    long = report["long"]
-    first, last = long[0], long[-1]
-    told.append(
-        f"A stream of {last['blocks']:,} small blocks: {1000 * first['s_per_block']:.0f} ms for each of the first "
-        f"thousand and {1000 * last['s_per_block']:.0f} ms for each of the last, "
-        f"{1000 * first['cpu_s_per_block']:.0f} and {1000 * last['cpu_s_per_block']:.0f} ms of CPU outside generators "
-        f"and learners, {first['rss_mib'] / 1024:.1f} and {last['rss_mib'] / 1024:.1f} GiB of memory."
-    )
+        last = many[-1]
+        told.append(
+            f"With 4 learners, once each: {large} generators; everything but these {last['generators']} and the "
+            f"learners takes {last['memory_mib'] / 1024:.1f} GiB of memory and {1000 * last['cpu_s_per_block']:.0f} ms "
+            "of CPU for a block."
+        )
+    if turns := report.get("balance"):
+        told.append(
+            f"With both sides equally fast, {_spread([of['ratio'] for of in turns])} times the speed of one process "
+            "that renders and trains in turn; 2 is the limit."
+        )
+    if ceilings := report.get("ceiling"):
+        rates = {mib: [of["blocks_per_s"] for of in ceilings if of["mib"] == mib] for mib in _each(ceilings, "mib")}
+        told.append(
+            "What one stream can move at most, where rendering costs nothing: "
+            + ", ".join(f"{_spread(rate, 0)} blocks/s of {mib:g} MiB" for mib, rate in rates.items())
+            + "."
+        )
+    if long := report.get("long"):
+        first, last = long[0], long[-1]
+        told.append(
+            f"A stream of {last['blocks']:,} small blocks: {1000 * first['s_per_block']:.0f} ms for each of the first "
+            f"thousand and {1000 * last['s_per_block']:.0f} ms for each of the last, "
+            f"{1000 * first['cpu_s_per_block']:.0f} and {1000 * last['cpu_s_per_block']:.0f} ms of CPU outside "
+            f"generators and learners, {first['memory_mib'] / 1024:.2f} and {last['memory_mib'] / 1024:.2f} GiB."
+        )
     machine = report["machine"]
     told.append(f"Measured on {machine['cpus']} CPU cores, Ray {report['versions']['ray']}.")
-    return "\n".join([*lines, "", " ".join(told)])
+    return "\n".join([*lines, " ".join(told)])
 
 
 def side_by_side(report: dict[str, Any]) -> str:
@@ -226,6 +231,8 @@ def side_by_side(report: dict[str, Any]) -> str:
     written = [of["files"] for of in ways["rounds"]]
     size = statistics.median(of["bytes_per_anchor"] for of in written)
     speed = statistics.median(of["written_per_s"] for of in written)
+    epochs = [of["ahead_after_epochs"] for of in written]
+    ahead = "never" if None in epochs else f"after {statistics.median(epochs):.1f} epochs"
     sizes = "; ".join(
         f"{of['anchors']} anchors {_range(of['genray_over_loader'], 2)}, "
         f"{of['blocks_per_s']['genray']['median']:.1f} blocks/s"
@@ -233,42 +240,39 @@ def side_by_side(report: dict[str, Any]) -> str:
     )
     told = [
         f"The files take {size / 1024:.1f} KiB for each anchor; {speed:.0f} anchors are written in a second by all "
-        f"processors. Generator and learner alone, on one processor each, would allow "
+        f"processors, and reading the same ones again and again overtakes fresh ones {ahead}. Generator and learner alone, on one processor each, would allow "
         f"{_range(ways['best_over_in_turn'], 2)} times the speed of one process; genray reaches "
-        f"{_range(ways['genray_over_best'], 2)} of that."
+        f"{_range(ways['genray_over_best'], 2)} of that. All processes but generator and learner take "
+        f"{ways['overhead']['median']:.1%} of the machine."
     ]
     if sizes:
         told.append(f"Against a DataLoader by the size of a ticket, in batches of 16: {sizes}.")
     machine, versions = report["machine"], report["versions"]
     told.append(
-        f"Preset `{report['preset']}` on {machine['cpus']} CPU cores, torch {versions['torch']}, Ray {versions['ray']}."
+        f"Preset `{ways['preset']}` on {machine['cpus']} CPU cores, torch {versions['torch']}, Ray {versions['ray']}."
     )
     return "\n".join([*lines, "", " ".join(told)])
 
 
 def bench(report: dict[str, Any]) -> str:
     """What `genray bench` found."""
-    names = {
-        "generator": "one generator while it renders, anchors/s",
-        "learner": "the learner alone, anchors/s",
-        "stream": "the stream into nothing, anchors/s",
-        "together": "together, anchors/s",
-        "inline": "the learner renders itself, anchors/s",
-        "overlap": "overlap: together ÷ slower side alone",
-        "transport": "transport: stream ÷ generators alone",
-        "share": "share: together × (1 / generators + 1 / learners)",
-    }
     lines = ["| | median (least to most) |", "|---|---:|"]
-    for key, text in names.items():
+    for key, text in ROWS.items():
         of = {name: report[name][key] for name in ("median", "least", "most")}
         lines.append(f"| {text} | {_range(of, 2 if of['median'] < 10 else 0)} |")
+    lines.append(f"| stream of blocks that cost nothing, blocks/s | {report['empty_stream']['blocks_per_s']:.0f} |")
     machine = report["hardware"]
     lines += ["", f"On {machine['cpus']:g} CPU cores, {machine['gpus']:g} GPUs: {report['advice']}."]
     return "\n".join(lines)
 
 
-def _spread(values: list[float]) -> str:
-    return _range({"median": statistics.median(values), "least": min(values), "most": max(values)}, 2)
+def _each(records: list[dict[str, Any]], key: str) -> list[Any]:
+    """Its values, each once, in order."""
+    return list(dict.fromkeys(record[key] for record in records))
+
+
+def _spread(values: list[float], digits: int = 2) -> str:
+    return _range({"median": statistics.median(values), "least": min(values), "most": max(values)}, digits)
 
 
 def _range(found: dict[str, float], digits: int) -> str:
