@@ -10,6 +10,8 @@ from genray.latents import Anchors
 from genray.settings import ConfigError
 
 MIB = 2**20
+TICKETS = 4
+"""Of each generator, in the look-ahead: with fewer not all are always busy, and a pool does not grow to its most."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,8 @@ class Plan:
                 f"{_range(generators.bounds)} actors x {generators.num_gpus:g} GPU, {generators.num_cpus:g} CPU"
             )
             rows["look-ahead"] = f"{generators.look_ahead_mib} MiB / {block:.1f} MiB = {self.look_ahead} tickets"
+            if self.look_ahead < TICKETS * generators.bounds[1]:
+                rows["look-ahead"] += f"; {generators.bounds[1]} generators are all busy with {TICKETS} of each"
         else:
             rows["generators"] = "inline: each learner renders its own tickets"
         rows["learners"] = f"{_range(learners.bounds)} x {learners.num_gpus:g} GPU, {learners.num_cpus:g} CPU"

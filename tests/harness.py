@@ -190,10 +190,10 @@ class Run:
         self.end()
         return self.process.returncode
 
-    def failed(self) -> str:
+    def failed(self, patience_s: float = PATIENCE_S) -> str:
         """What a run says that is started and must end by itself with an error."""
         self.start()
-        self.end()
+        self.end(patience_s)
         assert self.process is not None
         assert self.process.returncode == 1
         return self.said

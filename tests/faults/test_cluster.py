@@ -80,7 +80,7 @@ def test_learners_grow_and_shrink_with_the_cluster(nodes: Nodes, tmp_path: Path)
 def test_a_pool_of_generators_follows_the_learners(nodes: Nodes, tmp_path: Path) -> None:
     for _ in range(3):
         nodes.cluster.add_node(num_cpus=1, num_gpus=1)
-    generators = {"num": [1, 3], "num_gpus": 1, "num_cpus": 0.25, "look_ahead_mib": 1}
+    generators = {"num": [1, 3], "num_gpus": 1, "num_cpus": 0.25, "look_ahead_mib": 4}
     run = Run(tmp_path, "pool", generators=generators, learners=WHOLE)
     pace = run.orders / "slow_s"
 
