@@ -177,6 +177,17 @@ def test_blocks_that_are_used_again_are_neither_counted_nor_waited_for(blocks: l
     assert waited == [False, True, False, True, False]
 
 
+def test_a_window_that_is_refilled_after_a_restart_is_no_part_of_the_balance(blocks: list[Block]) -> None:
+    """Step 10 shows something of the second ticket again, and needs the first one for it too."""
+    made = learner(stream={"reuse": 2, "reuse_window": 4}, training={"steps": 20, "log_every": 4})
+    made.step = 9
+    given = list(portions(blocks, made))
+    record = next(report.record for report in made.train(iter(given)) if report.record)
+    assert len(given) > 2
+    assert record["measured"]["blocks"] == 1
+    assert record["measured"]["images"] == 2 * len(given[1]["anchor"])
+
+
 def test_the_phases_add_up_to_the_time_that_passed(blocks: list[Block], monkeypatch: pytest.MonkeyPatch) -> None:
     """With something slow in each of them, which is told apart from the others; the time of a report is not counted."""
     slow = dict(zip(balance.PHASES, (0.3, 0.1, 0.15, 0.25, 0.2, 0.35), strict=True))
