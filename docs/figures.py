@@ -13,12 +13,17 @@ import argparse
 import json
 import re
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
 from genray.bench import ROWS
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import plots  # noqa: E402
+
 GENERATOR = ROOT / "genray/generators/assets/digit_scenes/report.json"
 
 
@@ -165,9 +170,10 @@ def scaling(report: dict[str, Any]) -> str:
     """What a stream costs, with simulated generators and learners."""
     lines, told = [], []
     if found := report.get("overlap"):
+        lines = ["Of the speed of the slower side, where the other one is 1.5 times faster:", ""]
         sides = ("generators slower", "learners slower")
         columns = [f"{number}, {side}" for number in ("1 learner", "2 learners") for side in sides]
-        lines = [f"| generators | {' | '.join(columns)} | CPU for a block |", "|---:|---:|---:|---:|---:|---:|"]
+        lines += [f"| generators | {' | '.join(columns)} | CPU for a block |", "|---:|---:|---:|---:|---:|---:|"]
         for generators in sorted({of["generators"] for of in found}):
             here = [of for of in found if of["generators"] == generators]
             row = [
@@ -208,6 +214,8 @@ def scaling(report: dict[str, Any]) -> str:
         )
     machine = report["machine"]
     told.append(f"Measured on {machine['cpus']} CPU cores, Ray {report['versions']['ray']}.")
+    if set(report) >= plots.SCALING:
+        told.append("\n\n![Efficiency, what one stream can move, a long stream](docs/scaling.png)")
     return "\n".join([*lines, " ".join(told)])
 
 
