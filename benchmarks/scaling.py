@@ -276,7 +276,7 @@ def pool(arguments: argparse.Namespace) -> Iterator[Record]:
 def followed(learners: int, autoscaling: AutoscalingConfig | None, arguments: argparse.Namespace) -> Record:
     """Generators over time, and for each phase when it began, a learner's seconds for a block, and blocks a second."""
     config = config_of(6, learners, 1.0, 32, 32)
-    look_ahead = -(-12 * Plan.of(config).ticket_bytes // 2**20)
+    look_ahead = -(-48 * Plan.of(config).ticket_bytes // 2**20)
     config = replace(config, generators=replace(config.generators, num=(1, 6), look_ahead_mib=look_ahead))
     phases: list[Record] = []
     trace: list[tuple[float, int]] = []
