@@ -45,8 +45,8 @@ def bench_loop(arguments: dict[str, Any]) -> list[Rates]:
 class Phases:
     """What one learner's process can measure with its stream and its device; all learners do the same at a time.
 
-    The stream goes on by itself during a phase that does not use it, until its look-ahead is full. So each phase that
-    uses it begins with what had lain ready, which does not count, and each that does not waits until it stands still.
+    The stream goes on by itself during a phase that does not use it, until its look-ahead is full. So what had lain
+    ready is passed over before a phase that uses it, and one that does not waits until it stands still.
 
     Args:
         blocks: this learner's part of the stream.
@@ -62,7 +62,7 @@ class Phases:
         self.anchors = learner.plan.ticket_steps * learner.plan.local_batch
         self.aside: tuple[str, ...] = ("learner", *ASIDE) if aside else ("learner",)
         self.tickets = dict.fromkeys((*self.aside, *STREAMED), 1)
-        self.still_s = 0.0
+        self.still_s, self.flowing = 0.0, True
 
     def prepare(self, seconds: float) -> None:
         """Warm everything up, and choose for each phase how many tickets take about so many seconds."""
@@ -102,7 +102,9 @@ class Phases:
 
     def _asides(self) -> Rates:
         """What needs no stream, once that stands still."""
-        time.sleep(self.still_s)
+        if self.flowing:
+            time.sleep(self.still_s)
+        self.flowing = False
         phases = {"learner": self._learner, "generator": self._generator, "inline": self._inline}
         return {name: phases[name]() for name in self.aside}
 
@@ -149,8 +151,7 @@ class Phases:
         }
 
     def _together(self) -> Rates:
-        self._train(self.blocks, self.ready)
-        tickets = self.tickets["together"]
+        tickets = self.tickets["together"]  # nothing lies ready after blocks were taken as fast as they came
         return {"together": self._rate(tickets, lambda: self._train(self.blocks, tickets))}
 
     def _train(self, blocks: Iterator[Block], tickets: int) -> None:
@@ -160,6 +161,7 @@ class Phases:
 
     def _taken(self, tickets: int) -> Iterator[Block]:
         """The next blocks of the stream, used for nothing; the learner steps over them."""
+        self.flowing = True
         self.learner.step += tickets * self.learner.plan.ticket_steps
         return islice(self.blocks, tickets)
 
