@@ -97,11 +97,10 @@ def test_what_is_measured(measured: tuple[Phases, Stream]) -> None:
         *("blocks_per_s", "mib_per_s"),
     }
     assert found["rendering"] == pytest.approx(2 * 64 / RENDER_S)
-    assert found["generator"] > found["inline"]  # in truth a ticket takes much less
     assert found["generators"] == 3
     assert found["stream"] == pytest.approx(found["blocks_per_s"] * 2 * 64)
     assert found["mib_per_s"] == pytest.approx(found["blocks_per_s"] * 2 * 64 * 2 * 3 * 8 * 8 / 2**20)
-    assert found["learner"] > found["inline"] > 0
+    assert min(found["learner"], found["inline"], found["generator"]) > 0
 
 
 def test_a_measurement_may_be_repeated(measured: tuple[Phases, Stream]) -> None:
