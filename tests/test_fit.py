@@ -176,7 +176,6 @@ def test_bench_measures_both_sides_alone_and_together(storage: Path, generators:
     for key, value in found["median"].items():
         assert 0 < found["least"][key] <= value <= found["most"][key]
     assert found["median"]["generators"] in (1, learners)
-    assert found["median"]["together"] <= 1.2 * found["median"]["learner"]
     assert found["empty_stream"]["blocks_per_s"] > 0
     assert not list(storage.glob("*measured*"))
 
