@@ -62,12 +62,13 @@ def bench(
     """
     from genray.fit import Stopped
 
-    asked, run = config, RunDirectory.of(for_bench(config))
+    asked, config = config, for_bench(config)
+    run = RunDirectory.of(config)
     fetch(config.generator)
-    run.claim(for_bench(config))
+    run.claim(config)
     try:
         with run.locked(), Stopping(run.stop, say, 0) as stopping, cluster.joined(address) as may_grow:
-            config = for_bench(config, most=cluster.fits(for_bench(config)))
+            config = for_bench(asked, most=cluster.fits(config))
             say(cluster.check_placement(config, may_grow))
             measured, empty = stopping.while_training(lambda: _measured(config, repeats, seconds, aside))
             hardware = cluster.hardware()

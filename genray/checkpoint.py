@@ -74,6 +74,12 @@ def last(run_directory: Path) -> Path | None:
     return next((path for path in reversed(_committed(run_directory)) if is_whole(path)), None)
 
 
+def last_step(run_directory: Path) -> int:
+    """Steps that a run has made for good: those of its last checkpoint; 0 where there is none."""
+    found = last(run_directory)
+    return read_step(found) if found else 0
+
+
 def tidy(run_directory: Path, keep: int) -> list[Path]:
     """Before a run goes on: drop Ray Train's list where it is wrong, and the checkpoints that nothing will lead to.
 

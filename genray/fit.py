@@ -229,8 +229,7 @@ def _train(config: Config, run: RunDirectory, stopping: Stopping, own_ray: bool)
                 raise _cause(error) from error
             last = checkpoint.last(run.path)
             reached, deaths = last, deaths + 1 if last == reached else 1
-            kept, made = checkpoint.read_step(last) if last else 0, records.last(run.batches).get("step", 0)
-            lost = max(0, made - kept)
+            lost = max(0, records.last(run.batches).get("step", 0) - checkpoint.last_step(run.path))
             faults.note(run.faults, "controller failed", steps_lost=lost, error=str(cause).splitlines()[0])
             if deaths > config.learners.max_failures:
                 raise RunFailed(f"Ray Train's controller failed {deaths} times without a new checkpoint") from error

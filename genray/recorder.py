@@ -100,8 +100,7 @@ class Recorder(UserCallback):
 
     def _lost(self) -> int:
         """Steps that are in the files and have to be made again."""
-        last = checkpoints.last(self.run.path)
-        return max(0, self.written - (checkpoints.read_step(last) if last else 0))
+        return max(0, self.written - checkpoints.last_step(self.run.path))
 
     def _balance(self, measured: list[balance.Window]) -> dict[str, float]:
         if not measured:

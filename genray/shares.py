@@ -54,6 +54,6 @@ class Shares(DataConfig):
         self, datasets: dict[str, Dataset], world_size: int, *args: Any, **more: Any
     ) -> list[dict[str, DataIterator]]:
         """Ray Train's hook: the shards of each of `world_size` learners."""
-        last = checkpoint.last(RunDirectory.of(self.config).path)
-        course = Course(Plan.of(self.config, world_size), checkpoint.read_step(last) if last else 0)
+        step = checkpoint.last_step(RunDirectory.of(self.config).path)
+        course = Course(Plan.of(self.config, world_size), step)
         return super().configure({stream.NAME: stream.blocks(self.config, course)}, world_size, *args, **more)
