@@ -156,13 +156,15 @@ ROWS = {
     "transport": "transport: stream / generators alone",
     "share": "share of the devices' time that is used",
 }
-"""What is shown of a bench, and how it is called."""
+"""What is shown of a bench, where it was measured, and how it is called."""
 
 
 def table(found: dict[str, Any]) -> list[str]:
     """The result for people: each rate with its spread."""
     lines = [f"{'':46}{'median':>10}{'least':>10}{'most':>10}"]
     for key, text in ROWS.items():
+        if key not in found["median"]:
+            continue
         values = (found[name][key] for name in ("median", "least", "most"))
         lines.append(f"{text:46}" + "".join(f"{value:10.3f}" if value < 10 else f"{value:10.0f}" for value in values))
     empty = found["empty_stream"]

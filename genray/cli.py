@@ -54,6 +54,8 @@ class Bench:
     """How often each is measured."""
     seconds: float = 10.0
     """About how long each measurement takes."""
+    aside: bool = True
+    """Also measure learners that render themselves, which takes memory for a generator beside each."""
     out: Path | None = None
     """JSON file to write."""
     address: str | None = None
@@ -68,7 +70,8 @@ class Bench:
                 raise UserError(f"--{name} must be more than 0, got {value:g}")
         if self.out and (self.out.is_dir() or not self.out.absolute().parent.is_dir()):
             raise UserError(f"--out must be a file in a directory that exists, got '{self.out}'")
-        found = bench(configure.load(self.preset, overrides), self.repeats, self.seconds, self.address)
+        config = configure.load(self.preset, overrides)
+        found = bench(config, self.repeats, self.seconds, self.address, aside=self.aside)
         _show(table(found))
         if self.out:
             write_atomically(self.out, json.dumps(found, indent=1) + "\n")

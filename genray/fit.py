@@ -192,7 +192,7 @@ def _resumable(config: Config, run: RunDirectory) -> str:
 
 def _deliver(tracker: Tracker, run: RunDirectory, report: dict[str, Any]) -> None:
     """Hand what a finished run left to MLflow."""
-    tracker.summary(_flat(report))
+    tracker.summary(_flat(report), {"advice": report["advice"]} if report["advice"] else {})
     for path, folder in ((run.previews, "previews"), (run.export, "export"), (run.report, None)):
         if path.exists():
             tracker.artifact(path, folder)

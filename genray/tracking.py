@@ -95,6 +95,7 @@ class Tracker:
         self._artifacts: deque[tuple[Path, str | None]] = deque()
         self._lost: list[str] = []
         self._summary: dict[str, float] = {}
+        self._final: dict[str, str] = {}
         self._status = "FINISHED"
         self._page = ""
         self._recorded: dict[str, int] = {}  # the last step MLflow has of each metric
@@ -115,9 +116,10 @@ class Tracker:
         """
         self._artifacts.append((path, folder))
 
-    def summary(self, metrics: Mapping[str, float]) -> None:
-        """Queue final metrics; they are recorded at the run's last step when it is closed."""
+    def summary(self, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
+        """Queue final metrics and tags; when the run is closed they are recorded, the metrics at its last step."""
         self._summary.update(metrics)
+        self._final.update(tags)
 
     def url(self) -> str:
         """How to open the run: the page on the server, or the command that shows the store."""
@@ -180,6 +182,8 @@ class Tracker:
             if not self._closing.is_set():
                 self._send_artifacts(client, run_id)
         self._log(client, run_id, [{"step": self._last_step, "time": time.time(), **self._summary}])
+        for key, value in self._final.items():
+            client.set_tag(run_id, key, value)
         client.set_terminated(run_id, self._status)
         self._send_artifacts(client, run_id)  # last: an artifact store that fails must not keep the run from ending
 

@@ -73,7 +73,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         tracker.artifact(run_directory / "config.json")
         tracker.artifact(run_directory / "previews", "pictures")
         tracker.artifact(run_directory / "nowhere.png")
-        tracker.summary({"linear": 0.875})
+        tracker.summary({"linear": 0.875}, {"advice": "more generators"})
         started = time.monotonic() - began
         messages = tracker.close("FINISHED", 120)
     from mlflow import MlflowClient
@@ -96,6 +96,7 @@ def test_run_is_named_tagged_and_finished(first: SimpleNamespace) -> None:
     tags = first.run.data.tags
     assert (tags["generator"], tags["view"], tags["objective"]) == ("digit-scenes", "gaussian", "simclr")
     assert tags["ray.version"].startswith("2.")
+    assert tags["advice"] == "more generators"
 
 
 def test_parameters_are_flat_and_complete(first: SimpleNamespace) -> None:
@@ -271,7 +272,7 @@ def test_switched_off_it_does_nothing(tmp_path: Path) -> None:
     threads = threading.active_count()
     tracker = Tracker(settings, run_directory, pytest.fail)
     tracker.artifact(run_directory)
-    tracker.summary({"knn": 0.5})
+    tracker.summary({"knn": 0.5}, {})
     assert threading.active_count() == threads
     assert tracker.close("FINISHED", 1) == []
     assert tracker.url() == ""
