@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import signal
-import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from genray import balance, cluster, faults, processes, records
+from genray import cluster, faults, processes, records
 from genray.config import Config
 from genray.console import Progress
 from genray.generators import fetch, not_here
 from genray.plan import Plan
+from genray.report import metrics_of, report_of
 from genray.rundir import RunDirectory, write_atomically
 from genray.settings import UserError, reason_in
 from genray.stopping import Asked, Stopping
@@ -35,21 +32,6 @@ RESIZE_TIMEOUT_S = 30
 """The same where their number may change: a node that has just been lost may still have been counted on."""
 STARTS = 100
 """Failed starts of the learners that are survived: 100 are more than half a day of waiting for nodes."""
-PACKAGES = ("genray", "ray", "torch", "torchvision", "timm", "mlflow", "numpy")
-
-
-MEDIANS = (
-    "images_per_s",
-    "rendered_per_s",
-    "data_wait",
-    "generators",
-    "generator_busy",
-    "generators_useful",
-    "view_age_s",
-    "mib_ahead",
-    *(f"step_ms.{phase}" for phase in balance.PHASES),
-)
-"""Metrics whose medians over the run are in its report."""
 
 
 class RunFailed(Exception):
@@ -145,7 +127,7 @@ def _fit(
                 if "stopped" in returned:
                     raise Asked(stopping.number or signal.SIGTERM)
                 hardware = cluster.hardware()
-        report = _report(config, run, marks | returned["marks"], returned["probes"])
+        report = report_of(config, run, marks | returned["marks"], returned["probes"])
         report |= {"hardware": hardware, "mlflow": tracker.url()}
         run.undelivered.touch()  # until MLflow has all
         write_atomically(run.report, json.dumps(report, indent=2) + "\n")
@@ -192,7 +174,7 @@ def _resumable(config: Config, run: RunDirectory) -> str:
 
 def _deliver(tracker: Tracker, run: RunDirectory, report: dict[str, Any]) -> None:
     """Hand what a finished run left to MLflow."""
-    tracker.summary(_flat(report), {"advice": report["advice"]} if report["advice"] else {})
+    tracker.summary(metrics_of(report), {"advice": report["advice"]} if report["advice"] else {})
     for path, folder in ((run.previews, "previews"), (run.export, "export"), (run.report, None)):
         if path.exists():
             tracker.artifact(path, folder)
@@ -300,62 +282,3 @@ def _cause(error: BaseException) -> Exception:
         return UserError(reason.message) if reason.mendable else RunFailed(reason.message)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return RunFailed(lines[-1] if lines else type(error).__name__)
-
-
-def _report(
-    config: Config, run: RunDirectory, marks: dict[str, float], probes: dict[str, dict[str, float]]
-) -> dict[str, Any]:
-    found = records.read(run.metrics)
-
-    def median(key: str) -> float | None:
-        values = [record[key] for record in found if key in record]
-        return round(statistics.median(values), 4) if values else None
-
-    return {
-        "name": config.name,
-        "directory": str(run.path),
-        "probes": probes,
-        "steps": config.training.steps,
-        "loss": found[-1]["loss"] if found else None,
-        **{key: median(key) for key in MEDIANS},
-        "advice": _advice(config, Plan.of(config), run, median("generators"), found),
-        "faults": faults.counts(run.faults),
-        "seconds_to_first_step": _durations(marks),
-        "seconds_total": round(time.time() - marks["command"], 1),
-        "seed": config.seed,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-    }
-
-
-def _advice(
-    config: Config, plan: Plan, run: RunDirectory, generators: float | None, found: list[dict[str, Any]]
-) -> str | None:
-    """What the balance of generators and learners says about the configuration; None where it was not measured."""
-    useful = balance.over_a_run(found, after=plan.window if plan.reuse > 1 else 0)  # all of the first window is fresh
-    if not generators or not useful:
-        return None
-    learners = records.last(run.batches)["learners"]
-    return balance.advice(config.generators.mode, generators, useful, learners, plan.reuse)
-
-
-def _durations(marks: dict[str, float]) -> dict[str, float]:
-    """Seconds from each mark of the start-up to the next, and their sum; empty for a run resumed at its end."""
-    order = ("command", "Ray started", "learner started", "model built", "first block", "first step")
-    if "first step" not in marks:
-        return {}
-    named = [(name, marks[name]) for name in order if name in marks]
-    steps = {name: round(now - before, 1) for (_, before), (name, now) in pairwise(named)}
-    return {**steps, "total": round(marks["first step"] - marks["command"], 1)}
-
-
-def _flat(report: dict[str, Any]) -> dict[str, float]:
-    """The report's probes and times as metrics named `final.<encoder>.<probe>` and `seconds.<what>`."""
-    found = {
-        f"final.{encoder}.{probe}": value
-        for encoder, probes in report["probes"].items()
-        for probe, value in probes.items()
-    }
-    found["seconds.total"] = report["seconds_total"]
-    if first := report["seconds_to_first_step"].get("total"):
-        found["seconds.to_first_step"] = first
-    return found

@@ -10,7 +10,7 @@ import pytest
 import torch
 from fakes import small
 
-from genray import balance, configure, fit, records
+from genray import balance, configure, records, report
 from genray.config import MAY_CHANGE
 from genray.course import Course
 from genray.learner import Learner, Window
@@ -107,7 +107,7 @@ def test_every_metric_is_explained(recorded):
 
 
 def test_what_the_report_sums_up_is_measured(recorded):
-    assert set(fit.MEDIANS) <= recorded
+    assert set(report.MEDIANS) <= recorded
 
 
 def test_what_a_record_without_blocks_lacks_is_told():
