@@ -29,7 +29,7 @@ import numpy as np
 import plots
 import ray
 import usage
-from ray.data.context import AutoscalingConfig
+from ray.data import DataContext
 
 from genray import cluster, stream
 from genray.config import Config
@@ -40,7 +40,7 @@ from genray.shares import options
 from genray.views import Block
 
 Record = dict[str, Any]
-WINDOW_S, ROUNDS = 15.0, 5
+WINDOW_S, ROUNDS = 10.0, 5
 """What counts: so many seconds at the ideal rate, and so many blocks of each generator, at the least."""
 STILL_S = 300.0
 """Seconds without a block, or with processes of a stream that has ended, after which something is wrong."""
@@ -123,13 +123,14 @@ def config_of(generators: int, learners: int, render_s: float, size: int, anchor
 class Stream:
     """A stream that simulated learners use, for as long as this is entered."""
 
-    def __init__(self, config: Config, step_s: float, autoscaling: AutoscalingConfig | None = None):
+    def __init__(self, config: Config, step_s: float, defaults: bool = False):
         self.plan, self.generators = Plan.of(config), config.generators.bounds[0]
         course = Course(self.plan)
         dataset = stream.blocks(config, course, Simulated)
         dataset.context.execution_options = options(course)
-        if autoscaling:
-            dataset.context.autoscaling_config = autoscaling
+        if defaults:  # Ray Data's, for how it schedules
+            for name in ("autoscaling_config", "downstream_capacity_backpressure_ratio"):
+                setattr(dataset.context, name, getattr(DataContext(), name))
         shards = dataset.streaming_split(self.plan.num_workers, equal=True)
         self.consumers = [ray.remote(Consumer).options(max_concurrency=3, num_cpus=0).remote() for _ in shards]
         pairs = zip(self.consumers, shards, strict=True)
@@ -211,7 +212,7 @@ def overlap(arguments: argparse.Namespace) -> Iterator[Record]:
         for learners in (1, 2):
             for generators in (1, 2, 4, 8, 16):
                 for slower in ("generators", "learners"):
-                    rate = min(arguments.rate, generators)  # blocks a second of the slower side
+                    rate = min(arguments.rate, 2 * generators)  # blocks a second of the slower side
                     render_s = generators / rate / (1 if slower == "generators" else 1.5)
                     step_s = learners / rate / (1 if slower == "learners" else 1.5)
                     blocks = max(WINDOW_S * rate, ROUNDS * generators)
@@ -269,18 +270,18 @@ def long(arguments: argparse.Namespace) -> Iterator[Record]:
 def pool(arguments: argparse.Namespace) -> Iterator[Record]:
     """How a pool of 1 to 6 generators follows learners that are fast, slow (they need 1.5 of them) and fast again."""
     for learners in (1, 2):
-        for name, autoscaling in (("Ray Data's defaults", AutoscalingConfig()), ("genray", None)):
-            yield {"settings": name, "learners": learners, **followed(learners, autoscaling, arguments)}
+        for name, defaults in (("Ray Data's defaults", True), ("genray", False)):
+            yield {"settings": name, "learners": learners, **followed(learners, defaults, arguments)}
 
 
-def followed(learners: int, autoscaling: AutoscalingConfig | None, arguments: argparse.Namespace) -> Record:
+def followed(learners: int, defaults: bool, arguments: argparse.Namespace) -> Record:
     """Generators over time, and for each phase when it began, a learner's seconds for a block, and blocks a second."""
     config = config_of(6, learners, 1.0, 32, 32)
-    look_ahead = -(-48 * Plan.of(config).ticket_bytes // 2**20)
+    look_ahead = -(-24 * Plan.of(config).ticket_bytes // 2**20)
     config = replace(config, generators=replace(config.generators, num=(1, 6), look_ahead_mib=look_ahead))
     phases: list[Record] = []
     trace: list[tuple[float, int]] = []
-    with Stream(config, 0.05 * learners, autoscaling) as flow:
+    with Stream(config, 0.05 * learners, defaults) as flow:
         flow.wait_for(1)
         began = time.monotonic()
         for step_s in (0.05 * learners, learners / 1.5, 0.05 * learners):
@@ -317,8 +318,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--rate", type=float, default=4.0, help="blocks a second of the slower side, at the most")
-    parser.add_argument("--phase", type=float, default=90.0, help="seconds of each phase of the pool")
+    parser.add_argument("--rate", type=float, default=8.0, help="blocks a second of the slower side, at the most")
+    parser.add_argument("--phase", type=float, default=60.0, help="seconds of each phase of the pool")
     parser.add_argument("--blocks", type=int, default=20_000, help="of the long stream")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()

@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
 Rates = dict[str, float]
 PACKAGES = ("genray", "ray", "torch")
-ROUNDS = 20_000
-"""Tickets of each learner that a bench may take: enough for minutes of any stream, and each costs it a little."""
+MOST = 150
+"""Tickets that a learner takes from the stream in one phase, where there are not more generators than that."""
+STREAMED = 3
+"""Phases of a repetition that use the stream."""
 WARM = 20
 """Blocks that are not counted when the stream alone is measured."""
 
@@ -62,13 +64,13 @@ def bench(
     """
     from genray.fit import Stopped
 
-    asked, config = config, for_bench(config)
+    asked, config = config, for_bench(config, repeats)
     run = RunDirectory.of(config)
     fetch(config.generator)
     run.claim(config)
     try:
         with run.locked(), Stopping(run.stop, say, 0) as stopping, cluster.joined(address) as may_grow:
-            config = for_bench(asked, most=cluster.fits(config))
+            config = for_bench(asked, repeats, most=cluster.fits(config))
             say(cluster.check_placement(config, may_grow))
             measured, empty = stopping.while_training(lambda: _measured(config, repeats, seconds, aside))
             hardware = cluster.hardware()
@@ -204,23 +206,24 @@ def empty_stream(config: Config, seconds: float) -> Rates:
     return {"blocks_per_s": round(count / elapsed, 2), "mib_per_s": round(count * size / MIB / elapsed, 1)}
 
 
-def for_bench(config: Config, most: bool = True) -> Config:
-    """The same run, long enough, with a look-ahead that is soon through, and with all or the least that it may have."""
+def for_bench(config: Config, repeats: int, most: bool = True) -> Config:
+    """The same run, as long as it has to be, with a look-ahead that is soon through.
+
+    With all generators and learners that it may have, or with the least; no longer than needed, because every ticket
+    costs the stream a little.
+    """
     plan = Plan.of(config)
     generators, learners = config.generators.bounds[most], config.learners.bounds[most]
-    tickets, steps = 4 * (generators + learners), plan.ticket_steps * ROUNDS
+    look_ahead_mib = min(config.generators.look_ahead_mib, -(-4 * (generators + learners) * plan.ticket_bytes // MIB))
+    ready = look_ahead_mib * MIB // plan.ticket_bytes + 6 * generators
+    steps = plan.ticket_steps * (repeats + 1) * STREAMED * (MOST + ready)
     return replace(
         config,
         name=f".bench-{config.name}",
         stream=replace(config.stream, reuse=1),
         # Nothing is to be learned: on a block that is shown again and again a full learning rate might diverge.
         training=replace(config.training, steps=steps, warmup_steps=steps, checkpoint_every=steps),
-        generators=replace(
-            config.generators,
-            mode="pool",
-            num=generators,
-            look_ahead_mib=min(config.generators.look_ahead_mib, -(-tickets * plan.ticket_bytes // MIB)),
-        ),
+        generators=replace(config.generators, mode="pool", num=generators, look_ahead_mib=look_ahead_mib),
         learners=replace(config.learners, num_workers=learners),
         tracking=replace(config.tracking, mlflow=False),
     )

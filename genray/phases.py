@@ -15,7 +15,7 @@ import torch
 from ray.train.collective import barrier, broadcast_from_rank_zero
 
 from genray import stream
-from genray.bench import Rates
+from genray.bench import MOST, Rates
 from genray.course import Course
 from genray.plan import MIB
 from genray.train import learner_here, pool_blocks, together
@@ -77,7 +77,7 @@ class Phases:
         rates["together"] = min(rates["stream"], rates["learner"])
         fewest = -(-ROUNDS * self.generators // self.world)
         tickets = {
-            name: max(fewest if name in STREAMED else 1, math.ceil(seconds * rates[name] / anchors))
+            name: max(fewest if name in STREAMED else 1, min(MOST, math.ceil(seconds * rates[name] / anchors)))
             for name in self.tickets
         }
         agreed = (tickets, self.still_s)

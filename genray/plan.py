@@ -10,7 +10,7 @@ from genray.latents import Anchors
 from genray.settings import ConfigError
 
 MIB = 2**20
-TICKETS = 8
+TICKETS = 3
 """Of each generator, in the look-ahead: with fewer not all are always busy, and a pool does not grow to its most."""
 
 

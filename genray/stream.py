@@ -19,6 +19,7 @@ from genray import processes
 from genray.config import Config
 from genray.course import Course
 from genray.faults import Attempts, NotCounted, TicketFailed, starting
+from genray.pace import Pace
 from genray.plan import MIB, Plan
 from genray.rundir import RunDirectory
 from genray.settings import UserError
@@ -112,6 +113,10 @@ def prepare_context(config: Config, plan: Plan) -> None:
     context.max_consecutive_actor_init_deaths = 3  # a generator that cannot start ends the run with its own error
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.custom_execution_callback_classes = [Pace]  # type: ignore[list-item]
+    # The look-ahead alone says how much may lie ready. This would leave what is rendered with the generators, and
+    # count them as busy for it.
+    context.downstream_capacity_backpressure_ratio = None
     # Of a pool's tickets, in hand or in process, for each generator. It grows when nearly all have two, a part of its
     # range at a time; it shrinks when fewer than every second has one, so that one too many can stay.
     context.autoscaling_config = AutoscalingConfig(

@@ -92,7 +92,7 @@ def test_what_is_measured_is_the_run_with_all_it_may_have() -> None:
         generators={"mode": "inline", "num": [1, 4], "look_ahead_mib": 4096},
         learners={"num_workers": [1, 3]},
     )
-    found = for_bench(config)
+    found = for_bench(config, 2)
     assert (found.generators.mode, found.generators.num, found.learners.num_workers) == ("pool", 4, 3)
     assert (found.stream.reuse, found.tracking.mlflow) == (1, False)
     assert found.name != config.name

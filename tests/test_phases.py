@@ -11,7 +11,7 @@ import torch
 from fakes import small
 
 from genray import phases
-from genray.bench import for_bench
+from genray.bench import MOST, for_bench
 from genray.config import Config
 from genray.course import Course
 from genray.learner import Learner
@@ -24,6 +24,7 @@ MODEL = {
     "projection": [8, 4],
 }
 RENDER_S = 0.5
+REPEATS = 2
 
 
 class Stream:
@@ -55,7 +56,7 @@ def measured(tmp_path: Path, slept: list[float]) -> tuple[Phases, Stream]:
         learners={"num_gpus": 0},
         stream={"batch_size": 64, "ticket_batches": 2},
     )
-    config = for_bench(config)
+    config = for_bench(config, REPEATS)
     learner = Learner(config, 0, torch.device("cpu"))
     source = Stream(config, learner)
     made = Phases(learner, iter(source), 1)
@@ -75,6 +76,14 @@ def test_what_had_lain_ready_is_passed_over(measured: tuple[Phases, Stream]) -> 
     made.measure()
     assert source.taken - before == 2 * made.ready + 2 * made.tickets["stream"] + made.tickets["together"]
     assert made.learner.step == source.taken * made.learner.plan.ticket_steps
+
+
+def test_the_stream_is_long_enough_for_every_repetition(measured: tuple[Phases, Stream]) -> None:
+    made, source = measured
+    made.prepare(1e9)
+    assert made.tickets["stream"] == made.tickets["together"] == MOST
+    used = source.taken + REPEATS * (2 * made.ready + 3 * MOST)
+    assert used <= len(Course(made.learner.plan)) < 3 * used
 
 
 def test_a_phase_aside_waits_until_the_generators_stand_still(
