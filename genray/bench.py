@@ -18,7 +18,7 @@ from genray.balance import advice
 from genray.config import Config
 from genray.course import Course
 from genray.generators import fetch
-from genray.plan import MIB, Plan
+from genray.plan import MIB, TICKETS, Plan
 from genray.rundir import RunDirectory
 from genray.stopping import Asked, Stopping
 
@@ -214,7 +214,9 @@ def for_bench(config: Config, repeats: int, most: bool = True) -> Config:
     """
     plan = Plan.of(config)
     generators, learners = config.generators.bounds[most], config.learners.bounds[most]
-    look_ahead_mib = min(config.generators.look_ahead_mib, -(-4 * (generators + learners) * plan.ticket_bytes // MIB))
+    look_ahead_mib = min(
+        config.generators.look_ahead_mib, -(-TICKETS * (generators + learners) * plan.ticket_bytes // MIB)
+    )
     ready = look_ahead_mib * MIB // plan.ticket_bytes + 6 * generators
     steps = plan.ticket_steps * (repeats + 1) * STREAMED * (MOST + ready)
     return replace(

@@ -63,6 +63,8 @@ class Phases:
         self.aside: tuple[str, ...] = ("learner", *ASIDE) if aside else ("learner",)
         self.tickets = dict.fromkeys((*self.aside, *STREAMED), 1)
         self.still_s, self.flowing = 0.0, True
+        self.before: Rates | None = None
+        """What the phases aside have just measured, at the end of the repetition before."""
 
     def prepare(self, seconds: float) -> None:
         """Warm everything up, and choose for each phase how many tickets take about so many seconds."""
@@ -86,6 +88,8 @@ class Phases:
     def measure(self) -> Rates:
         """Both sides alone, together, and alone again, so that what drifts meanwhile weighs on all alike.
 
+        What stands at the end of one repetition is also the beginning of the next.
+
         Returns:
             Anchors a second over all learners: `learner` on a block that stays, `stream` into nothing, `together`, and
             `inline`, each learner rendering its own tickets; `generator`, those of one that renders in a learner's
@@ -94,8 +98,10 @@ class Phases:
             stream. Without `aside` there is no `inline`, and `generator` is `rendering`.
         """
         found: dict[str, list[float]] = {}
-        for phase in (self._asides, self._stream, self._together, self._stream, self._asides):
-            for key, value in phase().items():
+        rounds = [self.before or self._asides(), self._stream(), self._together(), self._stream(), self._asides()]
+        self.before = rounds[-1]
+        for part in rounds:
+            for key, value in part.items():
                 found.setdefault(key, []).append(value)
         rates = {key: sum(values) / len(values) for key, values in found.items()}
         return {"generator": rates["rendering"], **rates}

@@ -97,6 +97,6 @@ def test_what_is_measured_is_the_run_with_all_it_may_have() -> None:
     assert (found.stream.reuse, found.tracking.mlflow) == (1, False)
     assert found.name != config.name
     plan = Plan.of(found)
-    assert 4 * (4 + 3) * plan.ticket_bytes <= plan.look_ahead_bytes < 4 * (4 + 3) * plan.ticket_bytes + 2**20
+    assert 3 * (4 + 3) * plan.ticket_bytes <= plan.look_ahead_bytes < 3 * (4 + 3) * plan.ticket_bytes + 2**20
     assert found.generator == config.generator
     assert found.model == config.model

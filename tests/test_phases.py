@@ -112,9 +112,13 @@ def test_what_is_measured(measured: tuple[Phases, Stream]) -> None:
     assert min(found["learner"], found["inline"], found["generator"]) > 0
 
 
-def test_a_measurement_may_be_repeated(measured: tuple[Phases, Stream]) -> None:
+def test_a_repetition_begins_with_what_the_one_before_ended_with(
+    measured: tuple[Phases, Stream], monkeypatch: pytest.MonkeyPatch
+) -> None:
     made, _ = measured
-    assert set(made.measure()) == set(made.measure())
+    counted = iter(range(1, 100))
+    monkeypatch.setattr(made, "_asides", lambda: {"learner": float(next(counted))})
+    assert [made.measure()["learner"] for _ in range(3)] == [1.5, 2.5, 3.5]
 
 
 def test_learners_without_room_for_a_generator_render_nothing(measured: tuple[Phases, Stream]) -> None:
