@@ -43,8 +43,11 @@ if TYPE_CHECKING:
     from genray.views import Block
 
 Record = dict[str, Any]
-WARM = 8
-"""Tickets that do not count."""
+WARM, READY = 4, 8
+"""Tickets that do not count, and those that may lie ready in the stream: they are passed over before."""
+PASSED = READY + 4
+LOOK_S = 5.0
+"""Seconds between two looks at what the other processes take."""
 SIZED = 6400
 """Anchors for each measurement of `sizes`, at the least."""
 
@@ -59,7 +62,7 @@ def streamed(config: Config, tickets: int, workers: int) -> Record:
     looks, over = list[tuple[float, dict[int, float]]](), threading.Event()
 
     def look() -> None:
-        while not over.wait(1):
+        while not over.wait(LOOK_S):
             looks.append((time.time(), usage.cpu_s()))
 
     with cluster.joined():
@@ -85,8 +88,11 @@ def trained_from_stream(arguments: Record) -> tuple[float, float]:
     from genray.train import learner_here, pool_blocks
 
     config = arguments["config"]
-    found = rate(learner_here(config, 0, 1), pool_blocks(config), arguments["tickets"])
-    return found, time.time()
+    learner, blocks = learner_here(config, 0, 1), pool_blocks(config)
+    for _ in range(PASSED):
+        next(blocks)
+        learner.step += learner.plan.ticket_steps
+    return rate(learner, blocks, arguments["tickets"]), time.time()
 
 
 def in_turn(config: Config, tickets: int, workers: int) -> Record:
@@ -284,7 +290,7 @@ def made(config: Config, threads: int = 1) -> Learner:
 
 def rate(learner: Learner, blocks: Iterator[Block], tickets: int) -> float:
     """Anchors a second of a learner that trains on so many tickets, after some that do not count."""
-    start = WARM * learner.plan.ticket_steps
+    start = learner.step + WARM * learner.plan.ticket_steps
     end = start + tickets * learner.plan.ticket_steps
     at_start = time.perf_counter()
 
@@ -384,12 +390,12 @@ def taken_in_turns(
     with tempfile.TemporaryDirectory() as directory:
         config = load(arguments.preset, overrides)
         values = config.to_dict() | {"name": "side", "storage_path": directory}
-        # As many as are needed, and what lies ready: each ticket that is never used would cost the stream a little.
-        steps = (WARM + tickets + 3 * WARM) * Plan.of(config, 1).ticket_steps
+        # As many as are needed: each ticket that is never used would cost the stream a little.
+        steps = (PASSED + WARM + tickets + PASSED) * Plan.of(config, 1).ticket_steps
         values["training"] |= {"steps": steps, "warmup_steps": 0, "checkpoint_every": steps}
-        # On processors alone, one thread for each process but where one process does all; little lies ready.
+        # On processors alone, one thread for each process but where one process does all.
         values["generators"] |= {"num": arguments.workers, "mode": "pool", "num_gpus": 0, "num_cpus": 0.5}
-        values["generators"] |= {"look_ahead_mib": max(1, -(-WARM * Plan.of(config).ticket_bytes // (2 * MIB)))}
+        values["generators"] |= {"look_ahead_mib": -(-READY * Plan.of(config).ticket_bytes // MIB)}
         values["learners"] |= {"num_workers": 1, "num_gpus": 0, "num_cpus": 0.5}
         values["tracking"] |= {"mlflow": False}
         file = Path(directory) / "side.json"
