@@ -212,7 +212,7 @@ def overlap(arguments: argparse.Namespace) -> Iterator[Record]:
         for learners in (1, 2):
             for generators in (1, 2, 4, 8, 16):
                 for slower in ("generators", "learners"):
-                    rate = min(arguments.rate, 2 * generators)  # blocks a second of the slower side
+                    rate = min(arguments.rate, generators)  # blocks a second of the slower side
                     render_s = generators / rate / (1 if slower == "generators" else 1.5)
                     step_s = learners / rate / (1 if slower == "learners" else 1.5)
                     blocks = max(WINDOW_S * rate, ROUNDS * generators)
