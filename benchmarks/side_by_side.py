@@ -46,7 +46,7 @@ Record = dict[str, Any]
 WARM, READY = 4, 8
 """Tickets that do not count, and those that may lie ready in the stream: they are passed over before."""
 PASSED = READY + 4
-LOOK_S = 5.0
+LOOK_S = 3.0
 """Seconds between two looks at what the other processes take."""
 SIZED = 6400
 """Anchors for each measurement of `sizes`, at the least."""
@@ -60,10 +60,12 @@ def streamed(config: Config, tickets: int, workers: int) -> Record:
 
     RunDirectory.of(config).path.mkdir(parents=True, exist_ok=True)
     looks, over = list[tuple[float, dict[int, float]]](), threading.Event()
+    coordinators = set[int]()
 
     def look() -> None:
         while not over.wait(LOOK_S):
             looks.append((time.time(), usage.cpu_s()))
+            coordinators.update(pid for pid, title in usage.titles().items() if "SplitCoordinator" in title)
 
     with cluster.joined():
         looking = threading.Thread(target=look)
@@ -76,11 +78,14 @@ def streamed(config: Config, tickets: int, workers: int) -> Record:
             looking.join()
     anchors = tickets * config.stream.ticket_batches * config.stream.batch_size
     during = [taken for taken in looks if ended - anchors / found <= taken[0] <= ended]
-    overhead = 0.0
-    if len(during) > 1:
-        (first, before), *_, (last, after) = during
-        overhead = usage.between(before, after) / (last - first) / (os.cpu_count() or 1)
-    return {"anchors_per_s": found, "overhead": overhead}
+    (first, before), *_, (last, after) = during
+    machine_s = (last - first) * (os.cpu_count() or 1)
+    scheduling = {pid: seconds for pid, seconds in after.items() if pid in coordinators}
+    return {
+        "anchors_per_s": found,
+        "overhead": usage.between(before, after) / machine_s,
+        "scheduling": usage.between(before, scheduling) / machine_s,
+    }
 
 
 def trained_from_stream(arguments: Record) -> tuple[float, float]:
@@ -350,6 +355,7 @@ def ways(arguments: argparse.Namespace) -> Iterator[Record]:
             "preset": arguments.preset,
             "tickets": arguments.tickets,
             "overhead": spread([found["genray"]["overhead"] for found in rounds]),
+            "scheduling": spread([found["genray"]["scheduling"] for found in rounds]),
             "anchors_per_s": {way: spread(values) for way, values in rates.items()},
             "genray_over": {**ratios, "files, written first": ratio(rates["genray"], first)},
             "best_over_in_turn": ratio(best, rates["in turn"]),

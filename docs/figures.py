@@ -252,7 +252,8 @@ def side_by_side(report: dict[str, Any]) -> str:
         f"alone, on one processor each, would allow "
         f"{_range(ways['best_over_in_turn'], 2)} times the speed of one process; genray reaches "
         f"{_range(ways['genray_over_best'], 2)} of that. All processes but generator and learner take "
-        f"{ways['overhead']['median']:.1%} of the machine."
+        f"{ways['overhead']['median']:.1%} of the machine, the one that schedules the stream "
+        f"{ways['scheduling']['median']:.1%}; the others are Ray's own and cost the same however much is rendered."
     ]
     if sizes:
         told.append(f"Against a DataLoader by the size of a ticket, in batches of 16: {sizes}.")
