@@ -78,7 +78,7 @@ def streamed(config: Config, tickets: int, workers: int) -> Record:
             looking.join()
     anchors = tickets * config.stream.ticket_batches * config.stream.batch_size
     during = [taken for taken in looks if ended - anchors / found <= taken[0] <= ended]
-    (first, before), *_, (last, after) = during
+    (first, before), *_, (last, after) = during if len(during) > 1 else looks[-2:]
     machine_s = (last - first) * (os.cpu_count() or 1)
     scheduling = {pid: seconds for pid, seconds in after.items() if pid in coordinators}
     return {
