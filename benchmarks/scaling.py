@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +26,6 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.envir
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's own name
 
 import numpy as np
-import plots
 import ray
 import usage
 from ray.data import DataContext
@@ -170,31 +169,40 @@ class Stream:
         wait_until_gone()
 
 
-def measured(config: Config, step_s: float, blocks: int) -> Record:
+def measured(config: Config, step_s: Sequence[float], blocks: Sequence[int]) -> list[Record]:
     """Blocks a second of a stream once its look-ahead has been through, and what all other processes cost for each.
 
-    Generators that began together also end together, so what counts is the time of whole rounds of them.
+    The learners take these times for a block, one after the other, for so many blocks. Generators that began together
+    also end together, so what counts is the time of whole rounds of them.
     """
     plan, generators = Plan.of(config), config.generators.bounds[0]
     turn = math.lcm(generators, plan.num_workers)
-    warm, blocks = (-(-count // turn) * turn for count in (plan.look_ahead + 3 * generators, blocks))
-    tickets = warm + blocks + plan.look_ahead + 4 * (generators + plan.num_workers) + 100
+    warm, *blocks = (-(-count // turn) * turn for count in (plan.look_ahead + 3 * generators, *blocks))
+    over = generators + plan.num_workers  # of a phase, before the next one is counted
+    tickets = warm + sum(blocks) + plan.look_ahead + 4 * over * (1 + len(blocks)) + 100
     config = replace(config, training=replace(config.training, steps=tickets))
-    began = time.monotonic()
-    with Stream(config, step_s) as flow:
+    found, began = [], time.monotonic()
+    with Stream(config, step_s[0]) as flow:
         first = flow.wait_for(warm)
-        warm_s, before = time.monotonic() - began, usage.cpu_s()
-        last = flow.wait_for(max(warm + blocks, first + blocks // 2))
-        cpu_s, memory_mib, seen = usage.between(before, usage.cpu_s()), usage.memory_mib(), usage.generators()
-        arrivals = flow.arrivals()
-    return {
-        "blocks_per_s": blocks / (arrivals[warm + blocks - 1] - arrivals[warm - 1]),
-        "blocks": blocks,
-        "cpu_s_per_block": cpu_s / (last - first),
-        "memory_mib": memory_mib,
-        "generators_seen": seen,
-        "warm_s": warm_s,
-    }
+        warm_s = time.monotonic() - began
+        for taken, count in zip(step_s, blocks, strict=True):
+            if taken != step_s[0]:
+                flow.take(taken)
+                first = flow.wait_for(flow.seen() + over)
+            before, memory_mib = usage.cpu_s(), usage.memory_mib()
+            last = flow.wait_for(first + count + over)
+            cpu_s = usage.between(before, usage.cpu_s()) / (last - first)
+            found.append((first, count, {"cpu_s_per_block": cpu_s, "memory_mib": memory_mib, "warm_s": warm_s}))
+        seen, arrivals = usage.generators(), flow.arrivals()
+    return [
+        {
+            "blocks_per_s": count / (arrivals[first + count - 1] - arrivals[first - 1]),
+            "blocks": count,
+            **costs,
+            "generators_seen": seen,
+        }
+        for first, count, costs in found
+    ]
 
 
 def wait_until_gone() -> None:
@@ -207,31 +215,25 @@ def wait_until_gone() -> None:
 
 
 def overlap(arguments: argparse.Namespace) -> Iterator[Record]:
-    """Efficiency against the slower side's ideal, with the other side 1.5 times faster."""
+    """Efficiency against the slower side's ideal: of generators with faster learners, then with slower ones."""
     for repeat in range(arguments.repeats):
         for learners in (1, 2):
             for generators in (1, 2, 4, 8, 16):
-                for slower in ("generators", "learners"):
-                    rate = min(arguments.rate, generators)  # blocks a second of the slower side
-                    render_s = generators / rate / (1 if slower == "generators" else 1.5)
-                    step_s = learners / rate / (1 if slower == "learners" else 1.5)
-                    blocks = max(WINDOW_S * rate, ROUNDS * generators)
-                    found = of(generators, learners, render_s, step_s, round(blocks))
-                    yield found | {"slower": slower, "repeat": repeat}
+                rate = min(arguments.rate, generators)  # blocks a second that they render
+                for found in of(generators, learners, rate, (1 / 1.5, 1.5), max(WINDOW_S * rate, ROUNDS * generators)):
+                    yield found | {"repeat": repeat}
 
 
 def many(arguments: argparse.Namespace) -> Iterator[Record]:
     """Large pools, once each; rendering takes longer with more generators, so that the stream is no limit."""
     for generators in (4, 8, 16, 32, 64, 128):
-        rate = arguments.rate
-        found = of(generators, 4, generators / rate, 4 / rate / 1.5, ROUNDS * generators)
-        yield found | {"slower": "generators"}
+        yield from of(generators, 4, arguments.rate, (1 / 1.5,), ROUNDS * generators)
 
 
 def balance(arguments: argparse.Namespace) -> Iterator[Record]:
     """Both sides equally fast: against one process that renders and trains in turn."""
     for repeat in range(arguments.repeats):
-        found = of(1, 1, 1.0, 1.0, round(WINDOW_S))
+        (found,) = of(1, 1, 1.0, (1.0,), WINDOW_S)
         began, count = time.monotonic(), 10
         for _ in range(count):
             time.sleep(1.0)  # renders
@@ -246,7 +248,8 @@ def ceiling(arguments: argparse.Namespace) -> Iterator[Record]:
         for size, anchors in ((32, 16), (32, 128), (128, 64), (128, 256)):
             config = config_of(4, 1, 0.0, size, anchors)
             mib = Plan.of(config).ticket_bytes / 2**20
-            yield measured(config, 0.0, 300) | {"mib": round(mib, 2), "repeat": repeat}
+            (found,) = measured(config, [0.0], [300])
+            yield found | {"mib": round(mib, 2), "repeat": repeat}
 
 
 def long(arguments: argparse.Namespace) -> Iterator[Record]:
@@ -295,19 +298,26 @@ def followed(learners: int, defaults: bool, arguments: argparse.Namespace) -> Re
     return {"phases": phases, "trace": trace}
 
 
-def of(generators: int, learners: int, render_s: float, step_s: float, blocks: int) -> Record:
-    """One measurement beside its ideal."""
-    found = measured(config_of(generators, learners, render_s, 32, 32), step_s, blocks)
-    best = min(generators / render_s, learners / step_s)
-    return {
-        "generators": generators,
-        "learners": learners,
-        "render_s": render_s,
-        "step_s": step_s,
-        **found,
-        "ideal": best,
-        "efficiency": found["blocks_per_s"] / best,
-    }
+def of(generators: int, learners: int, rate: float, slower: Sequence[float], blocks: float) -> list[Record]:
+    """Generators of so many blocks a second, with learners slower by these factors; each beside its ideal."""
+    render_s = generators / rate
+    step_s = [learners / rate * factor for factor in slower]
+    counts = [math.ceil(blocks / max(1, factor)) for factor in slower]
+    found = measured(config_of(generators, learners, render_s, 32, 32), step_s, counts)
+    ideal = [rate / max(1, factor) for factor in slower]
+    return [
+        {
+            "generators": generators,
+            "learners": learners,
+            "render_s": render_s,
+            "step_s": took,
+            "slower": "learners" if factor > 1 else "generators",
+            **record,
+            "ideal": best,
+            "efficiency": record["blocks_per_s"] / best,
+        }
+        for record, took, factor, best in zip(found, step_s, slower, ideal, strict=True)
+    ]
 
 
 PARTS = {part.__name__: part for part in (overlap, balance, ceiling, long, many, pool)}
@@ -340,6 +350,8 @@ def main() -> None:
             report[part] = found
             arguments.out.write_text(json.dumps(report, indent=1) + "\n")
     if arguments.out == Path(__file__).with_suffix(".json"):
+        import plots  # not in the processes that stand for generators and learners: they import this module
+
         plots.draw(report)
 
 
