@@ -128,7 +128,11 @@ class Stream:
         dataset = stream.blocks(config, course, Simulated)
         dataset.context.execution_options = options(course)
         if defaults:  # Ray Data's, for how it schedules
-            for name in ("autoscaling_config", "downstream_capacity_backpressure_ratio"):
+            for name in (
+                "autoscaling_config",
+                "downstream_capacity_backpressure_ratio",
+                "op_resource_reservation_ratio",
+            ):
                 setattr(dataset.context, name, getattr(DataContext(), name))
         shards = dataset.streaming_split(self.plan.num_workers, equal=True)
         self.consumers = [ray.remote(Consumer).options(max_concurrency=3, num_cpus=0).remote() for _ in shards]

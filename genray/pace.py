@@ -16,7 +16,7 @@ class Pace:
     names.
     """
 
-    STEP_S = 0.02
+    STEP_S = 0.01
     """Long enough to take little, and short enough for the stream to move as many blocks as without it."""
 
     def __init__(self) -> None:

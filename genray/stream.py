@@ -117,6 +117,7 @@ def prepare_context(config: Config, plan: Plan) -> None:
     # The look-ahead alone says how much may lie ready. This would leave what is rendered with the generators, and
     # count them as busy for it.
     context.downstream_capacity_backpressure_ratio = None
+    context.op_resource_reservation_ratio = 0.0  # the look-ahead is for what is rendered, not half for the tickets
     # Of a pool's tickets, in hand or in process, for each generator. It grows when nearly all have two, a part of its
     # range at a time; it shrinks when fewer than every second has one, so that one too many can stay.
     context.autoscaling_config = AutoscalingConfig(
