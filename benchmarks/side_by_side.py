@@ -1,14 +1,15 @@
-"""The same training fed in four ways, side by side: `python benchmarks/side_by_side.py [--parts ways sizes]`.
+"""The same training fed in several ways, side by side: `python benchmarks/side_by_side.py [--parts ways sizes]`.
 
     genray    generators render into the stream, the learner trains from it
     in turn   one process renders a ticket, then trains on it, and so on
     loader    a PyTorch DataLoader whose workers render the tickets
     files     the reference code's way: PNG files written first, then read back by a DataLoader with ImageFolder
+    apart     generator and learner at the same time with nothing between them, the slower one counts
 
 Each way has the same generator, the same learner and the same number of steps, in a process tree of its own; the ways
-take turns, and what counts is the anchors a second once all of them work. The ratios are those of one round. Generator
-and learner are also measured alone, on one processor each: the slower of them is the best that any of these ways could
-reach that keeps one processor for each. `sizes` compares the first and the third way with ever larger tickets.
+take turns, and what counts is the anchors a second once all of them work. The ratios are those of one round. The last
+way trains nothing: it says what this machine allows any way that keeps one processor for each side. `sizes` compares
+the first and the third way with ever larger tickets.
 """
 
 from __future__ import annotations
@@ -110,24 +111,11 @@ def in_turn(config: Config, tickets: int, workers: int) -> Record:
     return {"anchors_per_s": rate(learner, blocks, tickets)}
 
 
-def generator_alone(config: Config, tickets: int, workers: int) -> Record:
-    """Rendering and nothing else, on one processor."""
-    import torch
+def apart(config: Config, tickets: int, workers: int) -> Record:
+    """A generator and the learner at the same time, on one processor each, with nothing between them."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
 
-    from genray.course import Course
-    from genray.views import Renderer
-
-    torch.set_num_threads(1)
-    renderer = Renderer(config, "cpu")
-    course = Course(renderer.plan)
-    renderer.block(course.ticket(0))
-    began = time.perf_counter()
-    anchors = sum(len(renderer.block(course.ticket(1 + index))["views"]) for index in range(tickets))
-    return {"anchors_per_s": workers * anchors / (time.perf_counter() - began)}
-
-
-def learner_alone(config: Config, tickets: int, workers: int) -> Record:
-    """Training on one block that stays, on one processor."""
     from genray.course import Course
     from genray.views import Renderer
 
@@ -135,7 +123,30 @@ def learner_alone(config: Config, tickets: int, workers: int) -> Record:
     course = Course(learner.plan)
     block = Renderer(config, "cpu").block(course.ticket(0))
     blocks = ({**block, "position": ticket.positions} for ticket in course.of_learner(0))
-    return {"anchors_per_s": rate(learner, blocks, tickets)}
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        list(pool.map(write_nothing, [config] * workers))  # start-up does not count
+        began = time.perf_counter()
+        rendering = [pool.submit(rendered, config, tickets) for _ in range(workers)]
+
+        def asked(step: int) -> Any:
+            return "stop" if rendering[0].done() else "go on"
+
+        for _ in learner.train(blocks, asked):
+            pass
+        learned = learner.step * learner.plan.batch_size / (time.perf_counter() - began)
+        rates = {"generator": sum(one.result() for one in rendering), "learner": learned}
+    return {**rates, "anchors_per_s": min(rates.values())}
+
+
+def rendered(config: Config, tickets: int) -> float:
+    """Anchors a second of one process that renders and does nothing else."""
+    from genray.course import Course
+
+    renderer = _renderers[config.name]
+    course = Course(renderer.plan)
+    began = time.perf_counter()
+    anchors = sum(len(renderer.block(course.ticket(index))["views"]) for index in range(tickets))
+    return anchors / (time.perf_counter() - began)
 
 
 def loader(config: Config, tickets: int, workers: int) -> Record:
@@ -277,8 +288,7 @@ WAYS: dict[str, Callable[[Config, int, int], Record]] = {
     "in turn": in_turn,
     "loader": loader,
     "files": files,
-    "generator alone": generator_alone,
-    "learner alone": learner_alone,
+    "apart": apart,
 }
 
 
@@ -350,7 +360,6 @@ def ways(arguments: argparse.Namespace) -> Iterator[Record]:
             written["ahead_after_epochs"] = 1 / written["written_per_s"] / more if more > 0 else None
             written["first_epoch"] = 1 / (1 / written["written_per_s"] + 1 / written["anchors_per_s"])
         first = [found["files"]["first_epoch"] for found in rounds]
-        best = [min(pair) for pair in zip(rates["generator alone"], rates["learner alone"], strict=True)]
         yield {
             "preset": arguments.preset,
             "tickets": arguments.tickets,
@@ -358,8 +367,8 @@ def ways(arguments: argparse.Namespace) -> Iterator[Record]:
             "scheduling": spread([found["genray"]["scheduling"] for found in rounds]),
             "anchors_per_s": {way: spread(values) for way, values in rates.items()},
             "genray_over": {**ratios, "files, written first": ratio(rates["genray"], first)},
-            "best_over_in_turn": ratio(best, rates["in turn"]),
-            "genray_over_best": ratio(rates["genray"], best),
+            "apart_over_in_turn": ratio(rates["apart"], rates["in turn"]),
+            "genray_over_apart": ratio(rates["genray"], rates["apart"]),
             "rounds": rounds,
         }
 

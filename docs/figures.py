@@ -249,9 +249,9 @@ def side_by_side(report: dict[str, Any]) -> str:
     told = [
         f"The files take {size / 1024:.1f} KiB for each anchor; {speed:.0f} anchors are written in a second by all "
         f"processors, and reading the same ones again and again overtakes fresh ones {ahead}. Generator and learner "
-        f"alone, on one processor each, would allow "
-        f"{_range(ways['best_over_in_turn'], 2)} times the speed of one process; genray reaches "
-        f"{_range(ways['genray_over_best'], 2)} of that. All processes but generator and learner take "
+        f"at the same time, with nothing between them, show what this machine allows: "
+        f"{_range(ways['apart_over_in_turn'], 2)} times the speed of one process; genray reaches "
+        f"{_range(ways['genray_over_apart'], 2)} of that. All processes but generator and learner take "
         f"{ways['overhead']['median']:.1%} of the machine, the one that schedules the stream "
         f"{ways['scheduling']['median']:.1%}; the others are Ray's own and cost the same however much is rendered."
     ]

@@ -59,6 +59,7 @@ class Phases:
         self.generators, _ = learner.config.generators.bounds
         ready = learner.plan.look_ahead + 2 * self.generators  # each may have two tickets in hand
         self.ready = -(-ready // world) + HELD
+        self.round = -(-self.generators // world)
         self.anchors = learner.plan.ticket_steps * learner.plan.local_batch
         self.aside: tuple[str, ...] = ("learner", *ASIDE) if aside else ("learner",)
         self.tickets = dict.fromkeys((*self.aside, *STREAMED), 1)
@@ -77,7 +78,7 @@ class Phases:
         rates = self._asides()
         rates["stream"] = self.generators * self.anchors / render_s
         rates["together"] = min(rates["stream"], rates["learner"])
-        fewest = -(-ROUNDS * self.generators // self.world)
+        fewest = ROUNDS * self.round
         tickets = {
             name: max(fewest if name in STREAMED else 1, min(MOST, math.ceil(seconds * rates[name] / anchors)))
             for name in self.tickets
@@ -157,7 +158,10 @@ class Phases:
         }
 
     def _together(self) -> Rates:
-        tickets = self.tickets["together"]  # nothing lies ready after blocks were taken as fast as they came
+        # Nothing lies ready after blocks were taken as fast as they came, so the learners wait through the first round,
+        # which is not counted.
+        tickets = self.tickets["together"]
+        self._train(self.blocks, self.round)
         return {"together": self._rate(tickets, lambda: self._train(self.blocks, tickets))}
 
     def _train(self, blocks: Iterator[Block], tickets: int) -> None:

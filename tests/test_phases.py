@@ -74,7 +74,7 @@ def test_what_had_lain_ready_is_passed_over(measured: tuple[Phases, Stream]) -> 
     assert made.ready == made.learner.plan.look_ahead + 2 * 3 + HELD
     before = source.taken
     made.measure()
-    assert source.taken - before == 2 * made.ready + 2 * made.tickets["stream"] + made.tickets["together"]
+    assert source.taken - before == 2 * made.ready + 2 * made.tickets["stream"] + 3 + made.tickets["together"]
     assert made.learner.step == source.taken * made.learner.plan.ticket_steps
 
 
@@ -82,7 +82,7 @@ def test_the_stream_is_long_enough_for_every_repetition(measured: tuple[Phases, 
     made, source = measured
     made.prepare(1e9)
     assert made.tickets["stream"] == made.tickets["together"] == MOST
-    used = source.taken + REPEATS * (2 * made.ready + 3 * MOST)
+    used = source.taken + REPEATS * (2 * made.ready + 3 + 3 * MOST)
     assert used <= len(Course(made.learner.plan)) < 3 * used
 
 
