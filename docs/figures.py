@@ -230,7 +230,7 @@ def side_by_side(report: dict[str, Any]) -> str:
             "files": "PNG files, once they are written",
         },
     )
-    lines = ["| way | anchors/s | genray is faster by |", "|---|---:|---:|"]
+    lines = ["| way | anchors/s | genray / this way |", "|---|---:|---:|"]
     for way, text in names.items():
         rate, over = ways["anchors_per_s"][way], ways["genray_over"].get(way)
         lines.append(f"| {text} | {_range(rate, 0)} | {_range(over, 2) if over else ''} |")
