@@ -340,19 +340,19 @@ def main() -> None:
     report: Record = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     report |= {"machine": {"cpus": os.cpu_count(), "python": platform.python_version()}}
     report |= {"versions": {name: version(name) for name in ("genray", "ray")}}
-    with cluster.joined():
-        for part in arguments.parts:
-            found: list[Record] = []
-            try:
+    for part in arguments.parts:
+        found: list[Record] = []
+        try:
+            with cluster.joined():  # one for each: what a stream had stays reserved for a while after its end
                 for record in PARTS[part](arguments):
                     found.append(record | {"load": os.getloadavg()[0]})
                     print(part, json.dumps(found[-1]), flush=True)
                     arguments.out.write_text(json.dumps(report | {f"{part}, unfinished": found}, indent=1) + "\n")
-            except Exception:
-                traceback.print_exc()  # the other parts may still do
-                continue
-            report[part] = found
-            arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+        except Exception:
+            traceback.print_exc()  # the other parts may still do
+            continue
+        report[part] = found
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
     if arguments.out == Path(__file__).with_suffix(".json"):
         import plots  # not in the processes that stand for generators and learners: they import this module
 

@@ -67,6 +67,8 @@ def _start(address: str | None) -> None:
     if not address:  # what only a cluster of several nodes needs costs seconds of start-up on one
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+        # Ray keeps a record of so many tasks; with its default of 100 000 a long stream takes 600 MiB for them.
+        os.environ.setdefault("RAY_task_events_max_num_task_in_gcs", "2000")
     options = {"address": address} if address else {"address": "local", "include_dashboard": False}
     for attempt in range(1, ATTEMPTS + 1):
         try:
