@@ -20,6 +20,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Amount = Annotated[float, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Count = Positive | tuple[Positive, Positive]
+MICRO_BATCH = 64
+"""Images rendered at once where nothing else is said."""
 
 
 def _bounds(count: int | tuple[int, int]) -> tuple[int, int]:
@@ -35,8 +37,22 @@ class BigGANGenerator:
     """`digit-scenes` (embedded), `biggan-deep-128`, `-256`, `-512`, or a directory with config.json and weights."""
     truncation: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Scale of the anchors' latents, and the batch-norm statistics that go with it."""
-    micro_batch: Positive = 64
-    """Images rendered at once; fixed for the life of a run, so that the pixels are."""
+    micro_batch: Positive | Literal["auto"] = MICRO_BATCH
+    """Images rendered at once; fixed for the life of a run, so that the pixels are. `auto` measures at the first start
+    how many are fastest.
+    """
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Arithmetic of weights and activations. Norms' scales and offsets, tanh and rounding stay float32. The others than
+    float32 change pixels, most by less than a grey level; `python benchmarks/generator.py` measures by how much.
+    """
+    compile: bool = False
+    """Compile the network with torch.compile, as one graph and for any truncation; changes single pixels by a grey
+    level. The first ticket takes the time for it.
+    """
+    cuda_graphs: bool = False
+    """Launch the network as one CUDA graph, which helps small micro-batches. For generators with a GPU; a preview
+    rendered on a CPU does without.
+    """
 
 
 @settings
@@ -54,8 +70,8 @@ class CustomGenerator:
     """Classes it is conditioned on; 0 for none."""
     truncation: Annotated[float, Field(gt=0)] = 1.0
     """Scale of the anchors' latents."""
-    micro_batch: Positive = 64
-    """Images rendered at once."""
+    micro_batch: Positive | Literal["auto"] = MICRO_BATCH
+    """Images rendered at once; `auto` measures at the first start how many are fastest."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the factory."""
 
@@ -359,6 +375,16 @@ def check(config: Config) -> None:
     if config.probe.neighbors > config.probe.images:
         raise ConfigError(
             f"probe.neighbors must be at most probe.images ({config.probe.images}), got {config.probe.neighbors}"
+        )
+    renders = "generators" if config.generators.mode == "pool" else "learners"
+    if (
+        isinstance(config.generator, BigGANGenerator)
+        and config.generator.cuda_graphs
+        and not getattr(config, renders).num_gpus
+    ):
+        raise ConfigError(
+            f"generator.cuda_graphs must be false where images are rendered without GPUs ({renders}.num_gpus = 0), "
+            f"got true; raise {renders}.num_gpus"
         )
     if isinstance(config.generator, CustomGenerator) and config.generator.target.count(":") != 1:
         raise ConfigError(f"generator.target must be `package.module:factory`, got {config.generator.target!r}")

@@ -89,6 +89,20 @@ def test_a_name_is_one_directory(name: str) -> None:
         ),
         ({"generator": {"kind": "custom"}}, "generator.target must be `package.module:factory`, got ''"),
         (
+            {"generator": {"cuda_graphs": True}, "generators": {"num_gpus": 0}},
+            "generator.cuda_graphs must be false where images are rendered without GPUs (generators.num_gpus = 0), "
+            "got true; raise generators.num_gpus",
+        ),
+        (
+            {"generator": {"cuda_graphs": True}, "generators": {"mode": "inline"}, "learners": {"num_gpus": 0}},
+            "generator.cuda_graphs must be false where images are rendered without GPUs (learners.num_gpus = 0), "
+            "got true; raise learners.num_gpus",
+        ),
+        (
+            {"generator": {"precision": "half"}},
+            "generator.precision must be one of float32, bfloat16, float16, got 'half'",
+        ),
+        (
             {"generator": {"kind": "custom", "target": "a:b:c"}},
             "generator.target must be `package.module:factory`, got 'a:b:c'",
         ),
@@ -114,6 +128,10 @@ def test_fields_must_agree(values: dict[str, Any], message: str) -> None:
         {"training": {"steps": 10, "warmup_steps": 10}},
         {"probe": {"neighbors": 100, "images": 100}},
         {"generator": CUSTOM},
+        {"generator": {**CUSTOM, "micro_batch": "auto"}},
+        {"generator": {"micro_batch": "auto", "precision": "float16", "compile": True}},
+        {"generator": {"cuda_graphs": True}, "learners": {"num_gpus": 0}},
+        {"generator": {"cuda_graphs": True}, "generators": {"mode": "inline", "num_gpus": 0}},
     ],
 )
 def test_what_lies_on_the_edge_is_allowed(values: dict[str, Any]) -> None:

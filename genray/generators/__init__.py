@@ -9,6 +9,7 @@ import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from genray.config import BigGANGenerator, CustomGenerator
@@ -17,6 +18,7 @@ from genray.generators.checkpoints import (
     PUBLISHED_CLASSES,
     PUBLISHED_Z_DIM,
     cache_directory,
+    held,
     is_cached,
     read_layout,
     resolve,
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["BadImages", "Generator", "GeneratorSpec", "describe", "fetch", "load", "not_here"]
+
+DOWNLOAD_S = 600.0
+"""Seconds to wait for another process that may be downloading the same weights."""
 
 
 class BadImages(Exception):
@@ -46,6 +51,9 @@ class Generator(Protocol):
 
     def __call__(self, z: Tensor, labels: Tensor | None, seeds: Tensor | None = None) -> Tensor:
         """Render one image for each latent.
+
+        A generator may also have `unchecked`, called in the same way, which does not wait for its device: it returns
+        the images and, bool `[n]`, which of them are finite, for the caller to look at later.
 
         Args:
             z: latents, float32 `[n, latent_dim]`.
@@ -115,7 +123,22 @@ def load(config: BigGANGenerator | CustomGenerator, device: torch.device | str) 
         return _load_custom(config, device)
     from genray.generators.biggan import load_biggan
 
-    return load_biggan(resolve(config.model, download=True), config.truncation, device)
+    return load_biggan(
+        _here(config.model),
+        config.truncation,
+        device,
+        precision=config.precision,
+        compiled=config.compile,
+        cuda_graphs=config.cuda_graphs,
+    )
+
+
+def _here(model: str) -> Path:
+    """Its directory; of several processes that start at once on a machine, one downloads."""
+    if model in PUBLISHED and not is_cached(model):
+        with held(cache_directory(model).with_suffix(".lock"), DOWNLOAD_S):
+            return resolve(model, download=True)
+    return resolve(model, download=True)
 
 
 def _load_custom(config: CustomGenerator, device: torch.device | str) -> Generator:

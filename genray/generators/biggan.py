@@ -7,61 +7,80 @@ checkpoint format of pytorch-pretrained-biggan. Against that package's forward p
 - the last convolution computes the 3 channels that are kept;
 - every batch norm is one multiply-add: for one truncation its statistics are constants, and what is left is affine in
   the condition (latent and class), so a single matrix product gives the scales and offsets of all layers;
+- doubling the resolution and the 3x3 convolution after it are one transposed convolution, with fewer than half of the
+  multiplications; on the skip path it is an addition to each of four positions;
 - a class is looked up, not multiplied out of a one-hot vector.
+
+Lower precision, compilation and CUDA graphs come on top, where they are asked for.
 """
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pytorch_pretrained_biggan import BigGAN, BigGANConfig
-from pytorch_pretrained_biggan.model import BigGANBatchNorm, GenBlock, SelfAttn
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from genray.generators.checkpoints import Layout, read_layout, weights_file
-from genray.generators.pixels import quantise
+from genray.generators.checkpoints import Layout, read_layout
+from genray.generators.folded import folded
+from genray.generators.graphs import Graphed
+from genray.generators.pixels import refuse, to_bytes
 from genray.settings import ConfigError
 
 Affines = Iterator[tuple[Tensor, Tensor]]
+Rendering = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def load_biggan(directory: Path, truncation: float, device: torch.device | str) -> BigGANDeep:
+def load_biggan(
+    directory: Path,
+    truncation: float,
+    device: torch.device | str,
+    *,
+    precision: str = "float32",
+    compiled: bool = False,
+    cuda_graphs: bool = False,
+) -> BigGANDeep:
     """The generator of a directory with config.json and model.safetensors or pytorch_model.bin.
 
     Args:
         directory: as found by `genray.generators.checkpoints.resolve`.
         truncation: in (0, 1]; chooses the batch-norm statistics. The latents must have been scaled by it already.
         device: where it renders.
+        precision: name of a torch dtype, that of weights and activations.
+        compiled: whether torch.compile makes one graph of the network, for each number of images.
+        cuda_graphs: whether the kernels are launched as a CUDA graph, one for each number of images; without effect on
+            another device.
 
     Raises:
         ConfigError: the weights cannot be read, or are not exactly those of the network in config.json.
     """
-    layout, path = read_layout(directory), weights_file(directory)
-    model = BigGAN(BigGANConfig.from_dict(asdict(layout)))
-    weights = _read(path)
-    _compare(weights, model.state_dict(), path)
-    model.load_state_dict(weights, assign=True)
-    model.eval().requires_grad_(False)
-    for module in list(model.modules()):
-        if hasattr(module, "weight_orig"):
-            nn.utils.remove_spectral_norm(module)
-    return BigGANDeep(Network(model, truncation), layout, torch.device(device))
+    layout = read_layout(directory)
+    network = Network(layout, folded(directory, layout), truncation, getattr(torch, precision))
+    return BigGANDeep(network, layout, torch.device(device), compiled, cuda_graphs)
 
 
 class BigGANDeep:
     """The generator of genray's protocol (`genray.generators.Generator`) around a network."""
 
-    def __init__(self, network: Network, layout: Layout, device: torch.device):
+    def __init__(
+        self,
+        network: Network,
+        layout: Layout,
+        device: torch.device,
+        compiled: bool = False,
+        cuda_graphs: bool = False,
+    ):
         self.network = network.requires_grad_(False).to(device).to(memory_format=torch.channels_last)
         self.device = device
         self.image_size, self.latent_dim, self.num_classes = layout.output_dim, layout.z_dim, layout.num_classes
+        self.render: Rendering = self.network.render
+        if compiled:
+            self.render = _compiled(self.render)
+        if cuda_graphs and device.type == "cuda":
+            self.render = Graphed(self.render)
 
     @torch.inference_mode()
     def __call__(self, z: Tensor, labels: Tensor | None, seeds: Tensor | None = None) -> Tensor:
@@ -69,81 +88,123 @@ class BigGANDeep:
 
         Raises:
             BadImages: a pixel is not finite.
+            ConfigError: the network was to be compiled, and nothing here can.
         """
+        images, finite = self.unchecked(z, labels, seeds)
+        refuse(finite)
+        return images
+
+    @torch.inference_mode()
+    def unchecked(self, z: Tensor, labels: Tensor | None, seeds: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The same images, and which of them are finite, bool `[n]`, without waiting for the device."""
         if labels is None:
             raise ValueError("BigGAN renders classes: labels must be given")
-        images = self.network(z.to(self.device, torch.float32), labels.to(self.device))
-        return quantise(images).contiguous()
+        with _same_kernels(self.device):
+            return self.render(z.to(self.device, torch.float32), labels.to(self.device))
 
 
 class Network(nn.Module):
-    """BigGAN-deep at one truncation, built from the package's model without spectral norm."""
+    """BigGAN-deep at one truncation.
 
-    def __init__(self, model: BigGAN, truncation: float):
+    Args:
+        layout: the network of a config.json.
+        tensors: as `genray.generators.folding.fold` gives them; they are not copied.
+        truncation: in (0, 1].
+        precision: of weights and activations. What the norms multiply by and add is computed in float32.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        tensors: Mapping[str, Tensor],
+        truncation: float,
+        precision: torch.dtype = torch.float32,
+    ):
         super().__init__()
-        source = model.generator
-        self.classes = nn.Parameter(model.embeddings.weight.t().contiguous())  # [classes, d]
-        self.input = source.gen_z
-        self.layers = nn.ModuleList(
-            Attention(layer) if isinstance(layer, SelfAttn) else Block(layer) for layer in source.layers
-        )
-        self.to_rgb = _with(source.conv_to_rgb, source.conv_to_rgb.weight[:3], source.conv_to_rgb.bias[:3])
-
-        # In the order in which the layers take them; the package's modules were made in that order too.
-        norms = [module for module in source.modules() if isinstance(module, BigGANBatchNorm)]
-        self.widths = [norm.num_features for norm in norms]
-        scales, offsets = zip(*(_affine(norm, truncation, 2 * model.config.z_dim) for norm in norms), strict=True)
-        weight, bias = torch.cat(scales + offsets).tensor_split([-1], dim=1)
-        self.norms_weight, self.norms_bias = nn.Parameter(weight.contiguous()), nn.Parameter(bias.flatten())
+        width, condition = layout.channel_width, 2 * layout.z_dim
+        weights = {name: tensor for name, tensor in tensors.items() if not name.startswith("norms.")}
+        weights["norms_weight"], weights["norms_bias"] = _affine(tensors, layout.eps, truncation)
+        with torch.device("meta"):
+            self.classes = nn.Parameter(torch.empty(layout.num_classes, condition // 2))
+            self.input = nn.Linear(condition, 4 * 4 * 16 * width)
+            self.layers = nn.ModuleList()
+            self.widths: list[int] = []
+            for i, (up, wide, narrow) in enumerate(layout.layers):
+                if i == layout.attention_layer_position:
+                    self.layers.append(Attention(width * wide))
+                block = Block(width * wide, width * narrow, up)
+                self.layers.append(block)
+                self.widths += block.widths
+            self.widths.append(width)
+            self.to_rgb = nn.Conv2d(width, 3, 3, padding=1)
+            self.norms_weight = nn.Parameter(torch.empty(2 * sum(self.widths), condition))
+            self.norms_bias = nn.Parameter(torch.empty(2 * sum(self.widths)))
+        self.load_state_dict(weights, assign=True)
+        for module in (self.input, self.layers, self.to_rgb):
+            module.to(precision)
+        self.precision = precision
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
-        """float32 images in [-1, 1], `[n, 3, H, W]`, of latents `[n, d]` and classes `[n]`; differentiable in z."""
+        """float32 images in [-1, 1], `[n, 3, H, W]`, of latents `[n, d]` and classes `[n]`; differentiable in z.
+
+        What overflowed on the way is NaN, although tanh would make it an ordinary white or black.
+        """
         condition = torch.cat([z, F.embedding(labels, self.classes)], 1)
-        affine = F.linear(condition, self.norms_weight, self.norms_bias)
+        affine = F.linear(condition, self.norms_weight, self.norms_bias).to(self.precision)
         scales, offsets = affine[:, :, None, None].chunk(2, 1)
         affines = zip(torch.split(scales, self.widths, 1), torch.split(offsets, self.widths, 1), strict=True)
         # The input layer's numbers are ordered height, width, channel, as in the original TensorFlow network.
-        x = self.input(condition).view(len(z), 4, 4, -1).permute(0, 3, 1, 2)
+        x = self.input(condition.to(self.precision)).view(len(z), 4, 4, -1).permute(0, 3, 1, 2)
         for layer in self.layers:
             x = layer(x, affines)
-        return torch.tanh(self.to_rgb(_activate(x, affines)))
+        x = self.to_rgb(_activate(x, affines)).float()
+        return torch.where(x.isfinite(), torch.tanh(x), torch.nan)
+
+    def render(self, z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The images as bytes, and which of them are finite; see `genray.generators.pixels.to_bytes`."""
+        return to_bytes(self(z, labels))
 
 
 class Block(nn.Module):
     """Residual bottleneck block: 1x1, 3x3, 3x3 and 1x1 convolutions, each after a conditional norm and ReLU.
 
-    The skip path drops the channels that the block drops, and both paths double the resolution where the block does.
+    The skip path drops the channels that the block drops, and both paths double the resolution where the block does:
+    before the first 3x3 convolution, which `genray.generators.folding` has made a transposed one for that.
     """
 
-    def __init__(self, source: GenBlock):
+    def __init__(self, inputs: int, outputs: int, up: bool):
         super().__init__()
-        self.convs = nn.ModuleList([source.conv_0, source.conv_1, source.conv_2, source.conv_3])
-        self.up, self.channels = source.up_sample, source.conv_3.out_channels
+        middle = inputs // 4
+        self.widths = [inputs, middle, middle, middle]
+        first = nn.ConvTranspose2d(middle, middle, 4, 2, 1) if up else nn.Conv2d(middle, middle, 3, padding=1)
+        second = nn.Conv2d(middle, middle, 3, padding=1)
+        self.convs = nn.ModuleList([nn.Conv2d(inputs, middle, 1), first, second, nn.Conv2d(middle, outputs, 1)])
+        self.up, self.channels = up, outputs
 
     def forward(self, x: Tensor, affines: Affines) -> Tensor:
         skip = x[:, : self.channels]
-        for i, conv in enumerate(self.convs):
-            x = _activate(x, affines)
-            if self.up and i == 1:
-                x = F.interpolate(x, scale_factor=2)
-            x = conv(x)
-        return x + (F.interpolate(skip, scale_factor=2) if self.up else skip)
+        for conv in self.convs:
+            x = conv(_activate(x, affines))
+        return _add_doubled(x, skip) if self.up else x.add_(skip)
 
 
 class Attention(nn.Module):
     """Self-attention over positions, with keys and values of half the resolution (Zhang et al., arXiv 1805.08318)."""
 
-    def __init__(self, source: SelfAttn):
+    def __init__(self, channels: int):
         super().__init__()
-        key, value, out = source.snconv1x1_phi, source.snconv1x1_g, source.snconv1x1_o_conv
-        self.query, self.keys = source.snconv1x1_theta, key.out_channels
-        self.key_value = _with(key, torch.cat([key.weight, value.weight]))
-        self.out = _with(out, source.gamma * out.weight)
+        self.keys = channels // 8
+        self.query = nn.Conv2d(channels, self.keys, 1, bias=False)
+        self.key_value = nn.Conv2d(channels, self.keys + channels // 2, 1, bias=False)
+        self.out = nn.Conv2d(channels // 2, channels, 1, bias=False)
 
     def forward(self, x: Tensor, affines: Affines) -> Tensor:
         pooled = F.max_pool2d(self.key_value(x), 2)
         key, value = _positions(pooled[:, : self.keys]), _positions(pooled[:, self.keys :])
-        attended = F.scaled_dot_product_attention(_positions(self.query(x)), key, value, scale=1.0)
+        query, pad = _positions(self.query(x)), value.shape[-1] - self.keys
+        if not x.is_cuda and pad > 0:  # a CPU's fused attention wants all equally wide; zeros add nothing
+            query, key = F.pad(query, (0, pad)), F.pad(key, (0, pad))
+        attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
         return torch.add(x, self.out(attended.transpose(2, 3).reshape(len(x), -1, *x.shape[2:])))
 
 
@@ -163,17 +224,13 @@ def statistics(rows: Tensor, truncation: float) -> Tensor:
     return torch.lerp(rows[low], rows[low + 1], position - low)
 
 
-def _affine(norm: BigGANBatchNorm, truncation: float, condition: int) -> tuple[Tensor, Tensor]:
-    """A norm as `x * (S @ [c, 1]) + O @ [c, 1]` of the condition c: S and O, `[channels, condition + 1]`."""
-    mean = statistics(norm.running_means, truncation)[:, None]
-    rate = (statistics(norm.running_vars, truncation)[:, None] + norm.eps).rsqrt()
-    if norm.conditional:
-        scale = torch.cat([norm.scale.weight, torch.ones_like(mean)], 1)
-        offset = torch.cat([norm.offset.weight, torch.zeros_like(mean)], 1)
-    else:
-        scale = F.pad(norm.weight[:, None], (condition, 0))
-        offset = F.pad(norm.bias[:, None], (condition, 0))
-    return rate * scale, offset - mean * rate * scale
+def _affine(tensors: Mapping[str, Tensor], eps: float, truncation: float) -> tuple[Tensor, Tensor]:
+    """All norms at a truncation, as a matrix and a vector that turn a condition into their scales, then offsets."""
+    mean = statistics(tensors["norms.means"], truncation)[:, None]
+    rate = (statistics(tensors["norms.variances"], truncation)[:, None] + eps).rsqrt()
+    scale, offset = tensors["norms.scale"], tensors["norms.offset"]
+    weight, bias = torch.cat([rate * scale, offset - mean * rate * scale]).tensor_split([-1], dim=1)
+    return weight.contiguous(), bias.flatten()
 
 
 def _activate(x: Tensor, affines: Affines) -> Tensor:
@@ -181,57 +238,53 @@ def _activate(x: Tensor, affines: Affines) -> Tensor:
     return torch.addcmul(offset, x, scale).relu_()
 
 
+def _add_doubled(x: Tensor, skip: Tensor) -> Tensor:
+    """`x` `[n, c, 2h, 2w]`, to which `skip` `[n, c, h, w]` in twice the resolution is added in place."""
+    height, width = skip.shape[2:]
+    places = x.permute(0, 2, 3, 1).unflatten(2, (width, 2)).unflatten(1, (height, 2))
+    places.add_(skip.permute(0, 2, 3, 1)[:, :, None, :, None])
+    return x
+
+
 def _positions(x: Tensor) -> Tensor:
     """`[n, c, h, w]` to one attention head over positions, `[n, 1, h * w, c]`."""
     return x.flatten(2).transpose(1, 2)[:, None]
 
 
-def _with(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
-    """The same convolution with other weights, and as many outputs as they have."""
-    conv.weight, conv.out_channels = nn.Parameter(weight.clone()), len(weight)
-    conv.bias = None if bias is None else nn.Parameter(bias.clone())
-    return conv
-
-
-def _read(path: Path) -> dict[str, Tensor]:
+@contextmanager
+def _same_kernels(device: torch.device) -> Iterator[None]:
+    """Keep cuDNN from choosing kernels by their time, or such as add up in another order each time."""
+    if device.type != "cuda":
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    cudnn.benchmark, cudnn.deterministic = False, True
     try:
-        found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-        return {key: value.float() for key, value in found.items()}
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        AttributeError,
-        pickle.UnpicklingError,
-        SafetensorError,
-    ) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ConfigError(
-            f"{path} must be a readable checkpoint, got {path.stat().st_size} bytes ({reason}); "
-            "replace it, it may have been cut short"
-        ) from None
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before
 
 
-def _compare(found: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) -> None:
-    shared = wanted.keys() & found.keys()
-    problems = {
-        "missing": [key for key in wanted if key not in found],
-        "unexpected": [key for key in found if key not in wanted],
-        "wrong shape": [
-            f"{key} {list(found[key].shape)} for {list(wanted[key].shape)}"
-            for key in wanted
-            if key in shared and found[key].shape != wanted[key].shape
-        ],
-    }
-    told = [
-        f"{len(keys)} {problem}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}"
-        for problem, keys in problems.items()
-        if keys
-    ]
-    if told:
-        folded = any(f"{key}_orig" in wanted for key in problems["unexpected"])
-        raise ConfigError(
-            f"{path} must hold the network of its config.json, got {'; '.join(told)}"
-            + ("; its spectral norm is folded already, give the checkpoint as it was published" if folded else "")
-        )
+def _compiled(render: Rendering) -> Rendering:
+    """The same through torch.compile. Parameters are arguments of its graph, so another truncation is none of its."""
+    compiled = torch.compile(render, fullgraph=True, dynamic=False)
+
+    def call(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        try:
+            return compiled(z, labels)
+        except Exception as error:
+            cause = getattr(error, "inner_exception", error)
+            if type(cause).__name__ not in NO_COMPILER:
+                raise
+            reason = str(cause).partition("\n")[0]
+            raise ConfigError(
+                f"generator.compile must be false where torch finds no compiler, got true ({reason}); install a C++ "
+                "compiler, or Triton for a GPU"
+            ) from None
+
+    return call
+
+
+NO_COMPILER = ("InvalidCxxCompiler", "TritonMissing", "GPUTooOldForTriton")
+"""Errors of torch._inductor.exc that tell so."""

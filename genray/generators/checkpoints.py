@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import fcntl
 import http.client
 import os
 import shutil
 import tempfile
+import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -68,6 +72,33 @@ def read_layout(directory: Path) -> Layout:
 def cache_directory(name: str) -> Path:
     """Where the published weights of this name are kept: below $GENRAY_CACHE, else ~/.cache/genray."""
     return Path(os.environ.get("GENRAY_CACHE") or Path.home() / ".cache" / "genray") / name
+
+
+@contextmanager
+def held(lock: Path, patience_s: float) -> Iterator[None]:
+    """Do something while no other process on this machine does it, so that the next one finds it done.
+
+    Only a courtesy: after `patience_s` seconds, or where the lock cannot be had, it is done all the same.
+    """
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("a")
+    except OSError:
+        yield
+        return
+    with file:
+        until = time.monotonic() + patience_s
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < until:
+                    time.sleep(0.05)
+                    continue
+            except OSError:  # a file system without locks
+                pass
+            break
+        yield
 
 
 def is_cached(name: str) -> bool:

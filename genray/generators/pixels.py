@@ -10,19 +10,38 @@ from torch import Tensor
 from genray.generators import BadImages
 
 
+def to_bytes(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Images in [-1, 1] as uint8, -1 to 0 and 1 to 255, clamped and rounded in float32; waits for no device.
+
+    Returns:
+        The bytes, contiguous, and which images are finite, bool `[n]`: see `refuse`.
+    """
+    finite = images.isfinite().flatten(1).all(1)
+    return images.float().clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8).contiguous(), finite
+
+
+def refuse(finite: Tensor) -> None:
+    """Raise BadImages where one of these images, bool `[n]`, is not finite.
+
+    Rounding has turned its pixels into ordinary black or white ones.
+    """
+    if not finite.all():
+        bad = ~finite
+        first = int(bad.nonzero()[0, 0])
+        raise BadImages(
+            f"{int(bad.sum())} of {len(finite)} images have pixels that are not finite, image {first} first"
+        )
+
+
 def quantise(images: Tensor) -> Tensor:
     """Images in [-1, 1] to uint8, -1 to 0 and 1 to 255, clamped and rounded in float32.
 
     Raises:
-        BadImages: a pixel is not finite. Rounding would turn it into an ordinary black or white one.
+        BadImages: a pixel is not finite.
     """
-    bad = ~images.isfinite().flatten(1).all(1)
-    if bad.any():
-        first = int(bad.nonzero()[0, 0])
-        raise BadImages(
-            f"{int(bad.sum())} of {len(images)} images have pixels that are not finite, image {first} first"
-        )
-    return images.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    pixels, finite = to_bytes(images)
+    refuse(finite)
+    return pixels
 
 
 class Quantised:

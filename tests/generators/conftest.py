@@ -12,6 +12,13 @@ from networks import network, random_model, write
 from pytorch_pretrained_biggan import BigGAN
 
 
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache directory."""
+    monkeypatch.setenv("GENRAY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture(scope="session")
 def small() -> tuple[dict[str, Any], BigGAN]:
     """A 32-pixel network and its config.json."""

@@ -45,12 +45,6 @@ def custom(target: str = f"{__name__}:Noise", **options: object) -> CustomGenera
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("GENRAY_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
 def offline(monkeypatch):
     asked = []
 

@@ -1,0 +1,217 @@
+"""What is asked of a BigGAN-deep on top of float32: how far its pixels may be off, and what must not change them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from networks import latents, network, random_model, write
+from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
+
+from genray.config import BigGANGenerator
+from genray.generators import BadImages, biggan, load
+from genray.generators.biggan import load_biggan
+from genray.generators.checkpoints import EMBEDDED
+from genray.generators.pixels import to_bytes
+from genray.settings import ConfigError
+
+slow = pytest.mark.slow
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+ON_A_GPU = [
+    pytest.param({"cuda_graphs": True}, marks=cuda),
+    pytest.param({"cuda_graphs": True, "compiled": True, "precision": "bfloat16"}, marks=cuda),
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """Nothing compiled from the tests before."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def off(images: torch.Tensor, reference: torch.Tensor) -> tuple[float, float, int]:
+    """Grey levels between two renderings: the mean, the 99.9th percentile and the most."""
+    levels = (images.cpu().int() - reference.cpu().int()).abs().float().flatten()
+    return float(levels.mean()), float(levels.quantile(0.999)), int(levels.max())
+
+
+@pytest.mark.parametrize(
+    ("options", "mean", "percentile", "most"),
+    [
+        ({"precision": "bfloat16"}, 0.3, 1, 3),
+        ({"precision": "float16"}, 0.05, 1, 1),
+        pytest.param({"precision": "bfloat16", "compiled": True}, 0.3, 1, 3, marks=slow),
+        pytest.param({"cuda_graphs": True}, 0, 0, 0, marks=cuda),
+    ],
+)
+def test_an_option_is_off_by_a_little_where_weights_are_trained(options, mean, percentile, most):
+    directory, device = EMBEDDED["digit-scenes"], "cuda" if "cuda_graphs" in options else "cpu"
+    z = torch.randn(32, 32, generator=torch.Generator().manual_seed(1)).clamp(-2, 2)
+    exact = load_biggan(directory, 0.5, device)(z, torch.arange(32) % 10)
+    images = load_biggan(directory, 0.5, device, **options)(z, torch.arange(32) % 10)
+    assert images.dtype == torch.uint8
+    found = off(images, exact)
+    assert found[0] <= mean
+    assert found[1] <= percentile
+    assert found[2] <= most
+    if "precision" in options:
+        assert found[0] > 0.001  # it does compute in less
+
+
+@pytest.mark.parametrize("size", [128, 256, 512])
+def test_bfloat16_renders_the_same_images_at_published_layouts(size, tmp_path):
+    """Random weights make what is rounded off grow from layer to layer; two different images differ by 40 and more."""
+    config = network(size, width=8)
+    directory = write(tmp_path, config, random_model(config).state_dict())
+    z, classes = latents(config, 1)
+    exact = load_biggan(directory, 1.0, "cpu")(z, classes)
+    mean, _, _ = off(load_biggan(directory, 1.0, "cpu", precision="bfloat16")(z, classes), exact)
+    assert 0.01 < mean < 8
+
+
+def test_only_weights_and_activations_are_in_lower_precision(checkpoint):
+    made = load_biggan(checkpoint(), 1.0, "cpu", precision="bfloat16").network
+    kinds = {name: parameter.dtype for name, parameter in made.named_parameters()}
+    assert {name for name, kind in kinds.items() if kind == torch.float32} == {"classes", "norms_weight", "norms_bias"}
+    assert {kind for name, kind in kinds.items() if "conv" in name} == {torch.bfloat16}
+    assert made(torch.zeros(1, 16), torch.tensor([0])).dtype == torch.float32
+
+
+def test_what_overflows_in_float16_is_refused_not_white(checkpoint, small):
+    """A tanh of infinity is an ordinary white pixel."""
+    directory = checkpoint(lambda state: state["generator.conv_to_rgb.bias"].fill_(1e6))
+    z, classes = latents(small[0], 2)
+    assert int(load_biggan(directory, 1.0, "cpu")(z, classes).min()) == 255
+    with pytest.raises(BadImages, match="2 of 2 images have pixels that are not finite"):
+        load_biggan(directory, 1.0, "cpu", precision="float16")(z, classes)
+
+
+def test_the_network_is_one_graph_and_another_truncation_does_not_compile_again(small, checkpoint, monkeypatch):
+    counter, compile_ = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **how: compile_(function, backend=counter, **how))
+    z, classes = latents(small[0], 4)
+    directory = checkpoint()
+    images = []
+    for truncation in (1.0, 0.5, 0.43):
+        images.append(load_biggan(directory, truncation, "cpu", compiled=True)(z, classes))
+        assert torch.equal(images[-1], load_biggan(directory, truncation, "cpu")(z, classes))
+        assert counter.frame_count == 1
+    assert off(images[0], images[1])[2] > 10
+    assert sum(counters["graph_break"].values()) == 0
+    load_biggan(directory, 1.0, "cpu", compiled=True)(z[:3], classes[:3])
+    assert counter.frame_count == 2  # another micro-batch does: the counter counts
+
+
+@pytest.mark.parametrize("name", ["InvalidCxxCompiler", "TritonMissing"])
+def test_compiling_without_a_compiler_says_what_to_do(small, checkpoint, monkeypatch, name):
+    class Failed(Exception):
+        inner_exception = type(name, (RuntimeError,), {})("No working C++ compiler\nfound")
+
+    def fail(*args: Any) -> None:
+        raise Failed
+
+    monkeypatch.setattr(torch, "compile", lambda function, **how: fail)
+    generator = load_biggan(checkpoint(), 1.0, "cpu", compiled=True)
+    with pytest.raises(
+        ConfigError, match=r"generator.compile must be false where .*, got true \(No working C\+\+ compiler\)"
+    ):
+        generator(*latents(small[0], 2))
+
+
+def test_what_else_fails_while_compiling_keeps_its_name(small, checkpoint, monkeypatch):
+    def fail(*args: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "compile", lambda function, **how: fail)
+    with pytest.raises(MemoryError):
+        load_biggan(checkpoint(), 1.0, "cpu", compiled=True)(*latents(small[0], 2))
+
+
+def test_a_configuration_reaches_the_network(checkpoint, monkeypatch):
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(biggan, "load_biggan", lambda *args, **how: asked.update(how))
+    load(BigGANGenerator(model=str(checkpoint())), "cpu")
+    assert asked == {"precision": "float32", "compiled": False, "cuda_graphs": False}
+    load(BigGANGenerator(model=str(checkpoint()), precision="float16", compile=True, cuda_graphs=True), "cpu")
+    assert asked == {"precision": "float16", "compiled": True, "cuda_graphs": True}
+
+
+def test_on_a_cpu_cuda_graphs_are_left_out(small, checkpoint):
+    z, classes = latents(small[0], 4)
+    directory = checkpoint()
+    images = load_biggan(directory, 1.0, "cpu", cuda_graphs=True)(z, classes)
+    assert torch.equal(images, load_biggan(directory, 1.0, "cpu")(z, classes))
+
+
+GROUPS = ([8], [3, 5], [1, 1, 1, 1, 1, 1, 1, 1])
+
+
+@pytest.mark.parametrize("options", [{}, {"precision": "bfloat16"}, {"compiled": True}, *ON_A_GPU])
+def test_an_image_is_the_same_whatever_it_is_grouped_with(small, checkpoint, options):
+    """As `genray.views.render` groups: always as many at once, the last of them padded."""
+    device = "cuda" if "cuda_graphs" in options else "cpu"
+    generator = load_biggan(checkpoint(), 1.0, device, **options)
+    z, classes = latents(small[0], 8)
+    found = []
+    for sizes in GROUPS:
+        images = []
+        for start, size in zip(torch.tensor([0, *sizes]).cumsum(0).tolist(), sizes, strict=False):
+            rows = torch.arange(start, start + 8).clamp(max=start + size - 1)
+            images.append(generator(z[rows], classes[rows])[:size])
+        found.append(torch.cat(images))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    if options == {"compiled": True}:
+        mean, _, most = off(found[0], load_biggan(checkpoint(), 1.0, device)(z, classes))
+        assert mean < 0.01
+        assert most <= 1
+
+
+@pytest.mark.parametrize("options", [pytest.param({"compiled": True}, marks=slow), *ON_A_GPU])
+def test_two_processes_render_the_same_bytes(small, checkpoint, options):
+    directory, device = checkpoint(), "cuda" if "cuda_graphs" in options else "cpu"
+    code = (
+        "import hashlib, sys, torch; from pathlib import Path; from genray.generators.biggan import load_biggan;"
+        f"made = load_biggan(Path({str(directory)!r}), 0.5, {device!r}, **{options!r});"
+        "z = torch.randn(6, 16, generator=torch.Generator().manual_seed(0)).clamp(-2, 2);"
+        "print(hashlib.sha256(made(z, torch.arange(6)).cpu().numpy().tobytes()).hexdigest())"
+    )
+    told = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(2)]
+    assert told[0].stdout == told[1].stdout
+    assert len(told[0].stdout.strip()) == 64
+
+
+@cuda
+def test_a_graph_renders_what_is_given_each_time_into_memory_of_its_own(small, checkpoint):
+    config, directory = small[0], checkpoint()
+    graphed, plain = (load_biggan(directory, 1.0, "cuda", cuda_graphs=on) for on in (True, False))
+    z, classes = latents(config, 12)
+    first = graphed(z[:6], classes[:6])
+    second = graphed(z[6:], classes[6:])
+    assert torch.equal(first, plain(z[:6], classes[:6]))
+    assert torch.equal(second, plain(z[6:], classes[6:]))
+    assert torch.equal(graphed(z[:4], classes[:4]), plain(z[:4], classes[:4]))
+    assert sorted(graphed.render.graphs) == [4, 6]
+    with pytest.raises(BadImages, match="1 of 6 images have pixels that are not finite, image 2 first"):
+        graphed(z[:6].clone().index_fill_(0, torch.tensor([2]), torch.nan), classes[:6])
+
+
+def test_bytes_are_contiguous_and_tell_what_is_not_finite():
+    images = torch.rand(3, 3, 4, 4).mul(2).sub(1).to(memory_format=torch.channels_last)
+    before = images.clone()
+    images[1, 2, 0, 0] = torch.inf
+    before[1, 2, 0, 0] = torch.inf
+    pixels, finite = to_bytes(images)
+    assert pixels.is_contiguous()
+    assert finite.tolist() == [True, False, True]
+    assert torch.equal(images, before)  # which a custom generator may want to keep
+    assert torch.equal(pixels[0], ((images[0] + 1) * 127.5).round().to(torch.uint8))
+    half = images[:1].bfloat16()
+    assert torch.equal(to_bytes(half)[0], to_bytes(half.float())[0])  # rounded in float32, whatever they come in
