@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from genray.config import Config
+from genray.config import MICRO_BATCH, Config
 from genray.course import Ticket
 from genray.generators import BadImages, Generator, load
 from genray.plan import Plan, anchors_of
@@ -40,19 +40,35 @@ def render(
 
     Returns:
         uint8 `[n, 3, H, W]`.
+
+    Raises:
+        BadImages: the images are not finite, or of another shape or type.
     """
     import torch
 
-    images = []
-    for start in range(0, len(latents), micro_batch):
-        rows = np.minimum(np.arange(start, start + micro_batch), len(latents) - 1)  # the last micro-batch is padded
-        z, y, s = (torch.from_numpy(a[rows]).to(device) for a in (latents, labels, seeds))
-        out = generator(z, y if generator.num_classes else None, s)
-        expected = (micro_batch, 3, generator.image_size, generator.image_size)
+    from genray.generators.pixels import refuse
+    from genray.transfer import ToHost
+
+    count = len(latents)
+    rows = np.minimum(np.arange(-(-count // micro_batch) * micro_batch), count - 1)  # the last micro-batch is padded
+    z, y, s = (torch.from_numpy(column[rows]).to(device) for column in (latents, labels, seeds))
+    expected = (micro_batch, 3, generator.image_size, generator.image_size)
+    unchecked = getattr(generator, "unchecked", None)
+    host, finite = ToHost((count, *expected[1:]), device), []
+    for start in range(0, count, micro_batch):
+        part = slice(start, start + micro_batch)
+        inputs = z[part], y[part] if generator.num_classes else None, s[part]
+        if unchecked is None:
+            out = generator(*inputs)
+        else:  # one look at the end, since each would wait for the device
+            out, sound = unchecked(*inputs)
+            finite.append(sound)
         if out.dtype != torch.uint8 or tuple(out.shape) != expected:
             raise BadImages(f"the generator must return uint8 images {expected}, got {out.dtype} {tuple(out.shape)}")
-        images.append(out[: len(latents) - start].cpu())
-    return torch.cat(images).numpy()
+        host.put(start, out[: count - start])
+    if finite:
+        refuse(torch.cat(finite)[:count])
+    return host.array()
 
 
 class Renderer:
@@ -65,6 +81,8 @@ class Renderer:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.generator = load(config.generator, self.device)
         self.anchors = anchors_of(config, self.plan)
+        asked = config.generator.micro_batch
+        self.micro_batch = MICRO_BATCH if asked == "auto" else asked  # a run has settled it when it begins
         self.identity = f"{socket.gethostname()}:{os.getpid()}"
 
     def shown(self, position: np.ndarray) -> Block:
@@ -84,7 +102,7 @@ class Renderer:
             latent.reshape(n * rendered, -1),
             label.repeat(rendered),
             seeds.reshape(-1),
-            self.config.generator.micro_batch,
+            self.micro_batch,
             self.device,
         )
         flat = images.reshape(len(images), -1)

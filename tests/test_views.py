@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
+import subprocess
+import sys
 import time
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fakes import small
+from torch import Tensor
 
 from genray.config import Config
 from genray.configure import build
 from genray.course import Course, Ticket
 from genray.generators import BadImages
 from genray.plan import Plan
-from genray.views import Block, Renderer
+from genray.views import Block, Renderer, render
 
 CONTENT = ("views", "label", "latent", "anchor", "epoch")
 
@@ -152,6 +157,84 @@ def test_the_embedded_generator_renders_the_same_bytes_however_it_is_cut() -> No
 def test_bad_images_never_leave(bad: str, message: str) -> None:
     with pytest.raises(BadImages, match=message):
         Renderer(small({"bad": bad}), "cpu").block(at(3))
+
+
+class Steps:
+    """A generator that says what happens and when; `bad` images are not finite."""
+
+    image_size, latent_dim, num_classes = 4, 2, 3
+
+    def __init__(self, bad: tuple[int, ...] = ()):
+        self.bad, self.sizes = bad, list[int]()
+
+    def __call__(self, z: Tensor, labels: Tensor, seeds: Tensor) -> Tensor:
+        raise AssertionError("it would wait for its device")
+
+    def unchecked(self, z: Tensor, labels: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        self.sizes.append(len(z))
+        images = (z[:, :1] + labels[:, None] + seeds[:, None]).to(torch.uint8)[:, :, None, None].expand(-1, 3, 4, 4)
+        return images, torch.tensor([int(seed) not in self.bad for seed in seeds])
+
+
+def of_steps(generator: Steps, count: int, micro_batch: int) -> np.ndarray:
+    rows = np.arange(count)
+    latents = np.stack([rows, rows], 1).astype(np.float32)
+    return render(generator, latents, rows % 3, 2 * rows, micro_batch, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 7, 20])
+def test_a_generator_that_need_not_wait_is_looked_at_once(micro_batch: int) -> None:
+    generator = Steps()
+    images = of_steps(generator, 7, micro_batch)
+    assert images.shape == (7, 3, 4, 4)
+    assert images[:, 1, 2, 3].tolist() == [i + i % 3 + 2 * i for i in range(7)]
+    assert generator.sizes == [micro_batch] * -(-7 // micro_batch)
+
+
+def test_what_is_not_finite_is_found_at_the_end_but_not_in_the_padding() -> None:
+    with pytest.raises(BadImages, match="2 of 7 images have pixels that are not finite, image 4 first"):
+        of_steps(Steps(bad=(8, 12)), 7, 3)
+    with pytest.raises(BadImages, match="1 of 7 images"):  # the last one, which also fills up
+        of_steps(Steps(bad=(12,)), 7, 3)
+
+
+def test_weights_that_are_not_finite_leave_no_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer = Renderer(build({"name": "x", "generator": {"micro_batch": 8}, "stream": {"batch_size": 4}}), "cpu")
+    renderer.generator.network.to_rgb.bias.data.fill_(torch.nan)  # type: ignore[attr-defined]
+    with pytest.raises(BadImages, match="16 of 16 images have pixels that are not finite, image 0 first"):
+        renderer.block(at(0))
+
+
+def test_a_micro_batch_that_nobody_has_settled_is_the_default() -> None:
+    auto, default = (Renderer(build({"name": "x", "generator": how}), "cpu") for how in ({"micro_batch": "auto"}, {}))
+    assert auto.micro_batch == default.micro_batch == 64
+
+
+@pytest.mark.parametrize("options", [{}, {"precision": "bfloat16"}])
+def test_two_processes_and_two_groupings_give_the_same_bytes(options: dict[str, Any]) -> None:
+    code = (
+        "import hashlib, numpy as np; from genray.configure import build; from genray.course import Ticket;"
+        "from genray.views import Renderer;"
+        f"r = Renderer(build({{'name': 'x', 'generator': {{'micro_batch': 16, **{options!r}}}}}), 'cpu');"
+        "groups = [np.arange(20)] if {whole} else [np.arange(7), np.arange(7, 20)];"
+        "views = np.concatenate([r.block(Ticket(0, g))['views'] for g in groups]);"
+        "print(views.shape, hashlib.sha256(views.tobytes()).hexdigest())"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", code.replace("{whole}", str(whole))], capture_output=True, text=True, check=True
+        ).stdout
+        for whole in (True, False)
+    }
+    assert len(told) == 1
+    assert told.pop().startswith("(20, 2, 3, 32, 32) ")
+
+
+def test_the_latents_and_classes_of_a_seed_stay_what_they_are() -> None:
+    """They are drawn from counters, with no device in it; a change of them is a change of every run."""
+    shown = Renderer(small(seed=7), "cpu").shown(np.arange(64))
+    digest = hashlib.sha256(np.round(shown["latent"], 5).tobytes() + shown["label"].astype("<i8").tobytes())
+    assert digest.hexdigest()[:16] == "928c918cdd0a6aa8"
 
 
 def test_a_generator_that_breaks_the_contract_itself_is_caught() -> None:
