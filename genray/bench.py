@@ -13,7 +13,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from genray import cluster, processes
+from genray import cluster, microbatch, processes
 from genray.balance import advice
 from genray.config import Config
 from genray.course import Course
@@ -72,6 +72,10 @@ def bench(
         with run.locked(), Stopping(run.stop, say, 0) as stopping, cluster.joined(address) as may_grow:
             config = for_bench(asked, repeats, most=cluster.fits(config))
             say(cluster.check_placement(config, may_grow))
+            if config.generator.micro_batch == "auto":
+                size = microbatch.where_it_renders(config)
+                say(f"generator.micro_batch = {size}")
+                config = replace(config, generator=replace(config.generator, micro_batch=size))
             measured, empty = stopping.while_training(lambda: _measured(config, repeats, seconds, aside))
             hardware = cluster.hardware()
     except Asked as stop:

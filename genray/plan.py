@@ -145,6 +145,8 @@ class Plan:
             "run": f"{fresh} fresh steps x {batch} = {total:,} anchors in {tickets} tickets"
             + (f", {total / population:.1f} epochs of {population:,}" if population else ""),
         }
+        if config.generator.micro_batch == "auto":
+            rows["micro-batch"] = "measured when the run begins"
         if self.reuse > 1:
             rows["reuse"] = (
                 f"each view {self.reuse} times, so that {fresh} fresh steps become {self.steps}; of two windows of "

@@ -6,9 +6,12 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
+from genray import cluster, microbatch
 from genray.bench import Rates, bench
 from genray.config import Config
+from genray.generators import fetch
 from genray.plan import MIB, Plan
 from genray.rundir import RunDirectory
 
@@ -18,6 +21,8 @@ MOST_USES = 8
 INLINE_BATCHES = 4
 SECONDS = 5.0
 """Of each measurement."""
+OPEN = (("generator", "micro_batch"), ("stream", "reuse"), ("stream", "ticket_batches"))
+"""Fields that may say "auto", in the order in which they are settled."""
 
 
 def settle(config: Config, address: str | None = None, say: Callable[[str], None] = print) -> Config:
@@ -27,13 +32,31 @@ def settle(config: Config, address: str | None = None, say: Callable[[str], None
         UserError: the request cannot be placed.
         RunFailed: the measurement failed.
     """
-    unsettled = [name for name in ("reuse", "ticket_batches") if getattr(config.stream, name) == "auto"]
+    unsettled = [(section, name) for section, name in OPEN if getattr(getattr(config, section), name) == "auto"]
     if not unsettled:
         return config
     run = RunDirectory.of(config)
     if run.has_begun():
-        theirs = json.loads(run.config.read_text())["stream"]
-        return replace(config, stream=replace(config.stream, **{name: theirs[name] for name in unsettled}))
+        theirs = json.loads(run.config.read_text())
+        for section, name in unsettled:
+            config = _with(config, section, name, theirs[section][name])
+        return config
+    if ("generator", "micro_batch") in unsettled:
+        say("measuring for generator.micro_batch")
+        fetch(config.generator)
+        with cluster.joined(address) as may_grow:
+            cluster.check_placement(config, may_grow)
+            config = _with(config, "generator", "micro_batch", microbatch.where_it_renders(config))
+        say(f"generator.micro_batch = {config.generator.micro_batch}")
+    of_the_stream = [name for section, name in unsettled if section == "stream"]
+    return _settle_stream(config, of_the_stream, address, say) if of_the_stream else config
+
+
+def _with(config: Config, section: str, name: str, value: Any) -> Config:
+    return replace(config, **{section: replace(getattr(config, section), **{name: value})})
+
+
+def _settle_stream(config: Config, unsettled: list[str], address: str | None, say: Callable[[str], None]) -> Config:
     if config.generators.mode == "inline":  # there is no stream
         return replace(config, stream=replace(config.stream, ticket_batches=INLINE_BATCHES))
     say(f"measuring for {' and '.join(f'stream.{name}' for name in unsettled)}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import small
 
-from genray import tune
+from genray import cluster, microbatch, tune
 from genray.config import Config
 from genray.configure import build
 from genray.rundir import RunDirectory
@@ -89,3 +90,52 @@ def test_what_is_given_is_not_measured(tmp_path: Path, measured: list[Config]) -
 def test_settled_values_make_a_configuration(tmp_path: Path, measured: list[Config]) -> None:
     config = tune.settle(left_open(tmp_path), say=lambda line: None)
     assert build(config.to_dict()) == config
+
+
+@pytest.fixture
+def searched(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """The configurations whose micro-batch was searched for, each placed first; without Ray."""
+    found: list[Config] = []
+    placed: list[Config] = []
+
+    @contextmanager
+    def joined(address: str | None) -> Any:
+        yield address == "cluster"
+
+    def search(config: Config) -> int:
+        assert placed.pop() is config
+        found.append(config)
+        return 32
+
+    monkeypatch.setattr(cluster, "joined", joined)
+    monkeypatch.setattr(cluster, "check_placement", lambda config, may_grow: placed.append(config))
+    monkeypatch.setattr(microbatch, "where_it_renders", search)
+    return found
+
+
+def test_a_micro_batch_is_searched_for_once(tmp_path: Path, searched: list[Config], measured: list[Config]) -> None:
+    said: list[str] = []
+    open_ = small(storage_path=str(tmp_path), generator={"micro_batch": "auto"})
+    config = tune.settle(open_, say=said.append)
+    assert config == small(storage_path=str(tmp_path), generator={"micro_batch": 32})
+    assert said == ["measuring for generator.micro_batch", "generator.micro_batch = 32"]
+    run = RunDirectory.of(config)
+    run.claim(config)
+    run.metrics.touch()
+    assert tune.settle(open_, say=said.append) == config
+    assert len(searched) == 1
+    assert not measured
+
+
+@pytest.mark.parametrize("mode", ["pool", "inline"])
+def test_the_stream_is_measured_with_the_micro_batch_that_was_found(
+    tmp_path: Path, searched: list[Config], measured: list[Config], mode: str
+) -> None:
+    stream = {"ticket_batches": "auto"}
+    open_ = small(
+        storage_path=str(tmp_path), generator={"micro_batch": "auto"}, stream=stream, generators={"mode": mode}
+    )
+    config = tune.settle(open_, say=lambda line: None)
+    assert config.generator.micro_batch == 32
+    assert config.stream.ticket_batches == (5 if mode == "pool" else tune.INLINE_BATCHES)
+    assert [of.generator.micro_batch for of in measured] == [32] * (mode == "pool")

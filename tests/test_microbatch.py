@@ -1,0 +1,198 @@
+"""How many images at once are fastest: the search by itself, with memory that runs out, and with a real generator."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+import torch
+from fakes import small
+from ray.exceptions import RayTaskError
+
+from genray import microbatch
+from genray.configure import build
+from genray.fit import RunFailed
+from genray.generators import load as loaded
+from genray.microbatch import GAIN, Memory, fastest
+from genray.plan import Plan
+from genray.settings import UserError
+
+
+def search(seconds: Any, images: int) -> tuple[int, list[int]]:
+    """What was found, and the sizes that were tried."""
+    tried: list[int] = []
+
+    def noted(size: int) -> float | None:
+        tried.append(size)
+        return seconds(size)  # type: ignore[no-any-return]
+
+    return fastest(noted, images), tried
+
+
+def test_it_stops_where_larger_ones_gain_nothing() -> None:
+    found, tried = search(lambda size: 1e-3 * max(size, 32), images=2048)
+    assert found == 32
+    assert tried == [4, 8, 16, 32, 64, 128]
+
+
+def test_a_gain_too_small_to_matter_is_not_worth_the_memory() -> None:
+    found, _ = search(lambda size: 1e-3 * size * (1 + 0.4 * GAIN / size), images=2048)
+    assert found == 4
+
+
+def test_the_launch_of_a_micro_batch_makes_large_ones_better() -> None:
+    found, tried = search(lambda size: 1e-2 + 1e-5 * size, images=2048)
+    assert found == tried[-1] == 2048
+
+
+def test_the_images_that_fill_up_the_last_one_count() -> None:
+    """Each image is faster in a larger micro-batch, but 33 images are 9 of 4, or 36, and 2 of 32, or 64."""
+    found, tried = search(lambda size: 1e-3 * size**0.9, images=33)
+    assert found == 4
+    assert tried == [4, 8, 16]
+    assert search(lambda size: 1e-2 + 1e-6 * size, images=33)[1][-1] == 64  # no larger one is of use
+
+
+def test_one_that_takes_long_is_the_last() -> None:
+    found, tried = search(lambda size: 0.9 * microbatch.LONG_S * (size / 8) ** 0.5, images=2048)
+    assert tried == [4, 8, 16]
+    assert found == 16
+
+
+@pytest.mark.parametrize(("room", "expected"), [(3, 1), (4, 4), (31, 16), (64, 64)])
+def test_where_memory_ends_the_search_does(room: int, expected: int) -> None:
+    found, _ = search(lambda size: 1e-2 if size <= room else None, images=2048)
+    assert found == expected
+
+
+def test_memory_is_not_tried_out_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU: what twice as much would take is told from what was taken."""
+    held, used = 0, list[int]()
+    monkeypatch.setattr(microbatch, "_peak", lambda: held)
+
+    def once(size: int) -> None:
+        nonlocal held
+        used.append(size)
+        held = max(held, 10 * size)
+
+    memory = Memory(torch.device("cpu"), 0, processes=1)
+    memory.most = 350
+    assert [memory.holds(size, once) for size in (4, 8, 16, 32)] == [True, True, True, True]
+    assert memory.holds(64, once) is False
+    assert used == [4, 8, 16, 32]
+
+
+def test_processes_on_one_machine_share_its_memory() -> None:
+    one, four = (Memory(torch.device("cpu"), 0, processes=n).most for n in (1, 4))
+    assert one == 4 * four > 2**20
+
+
+def test_a_size_is_measured_for_a_while_but_a_slow_one_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, calls = 0.0, 0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+
+    def taking(first: float, rest: float) -> Any:
+        def once(size: int) -> None:
+            nonlocal now, calls
+            now += first if calls == 0 else rest
+            calls += 1
+
+        return once
+
+    assert microbatch._seconds(taking(0.2, 0.1), 4) == pytest.approx(0.1)
+    assert calls == 4
+    calls = 0
+    assert microbatch._seconds(taking(3.0, 2.0), 4) == pytest.approx(2.0)
+    assert calls == 2
+    calls = 0
+    assert microbatch._seconds(taking(9.0, 2.0), 4) == pytest.approx(9.0)
+    assert calls == 1
+
+
+def test_the_embedded_generator_is_searched_without_what_would_have_to_compile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def plain(config: Any, device: torch.device) -> Any:
+        assert not config.compile
+        assert config.precision == "bfloat16"
+        return loaded(config, device)
+
+    monkeypatch.setattr(microbatch, "load", plain)
+    monkeypatch.setattr(microbatch, "ENOUGH_S", 0.02)
+    generator = {"micro_batch": "auto", "compile": True, "precision": "bfloat16"}
+    config = build({"name": "x", "generator": generator, "stream": {"batch_size": 8}, "generators": {"num_gpus": 0}})
+    found = microbatch.measured(config)
+    assert found in (4, 8, 16, 32, 64)
+
+
+def test_a_custom_generator_is_searched_with_latents_and_classes_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int, int]] = []
+
+    class Seen:
+        image_size, latent_dim, num_classes = 8, 4, 3
+
+        def __call__(self, z: torch.Tensor, labels: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+            assert z.dtype == torch.float32
+            assert z.abs().max() <= 2
+            seen.append((len(z), int(labels.min()), int(labels.max())))
+            time.sleep(0.02 / len(z))
+            return torch.zeros(len(z), 3, 8, 8, dtype=torch.uint8)
+
+    monkeypatch.setattr(microbatch, "load", lambda config, device: Seen())
+    monkeypatch.setattr(microbatch, "ENOUGH_S", 0.01)
+    config = small(generator={"micro_batch": "auto"}, stream={"batch_size": 16})
+    assert microbatch.measured(config) == 64  # 16 anchors, 2 batches, 2 views
+    assert {size for size, _, _ in seen} == {4, 8, 16, 32, 64}
+    assert min(least for _, least, _ in seen) == 0
+    assert max(most for _, _, most in seen) == 2
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What Ray is asked for; it answers 48 without running anything."""
+    found: list[dict[str, Any]] = []
+
+    def remote(**resources: Any) -> Any:
+        found.append(resources)
+        return lambda function: SimpleNamespace(remote=lambda config: (function, config))
+
+    monkeypatch.setattr(ray, "remote", remote)
+    monkeypatch.setattr(ray, "get", lambda task: 48 if task[0] is microbatch.measured else None)
+    return found
+
+
+@pytest.mark.parametrize(("mode", "cpus", "gpus"), [("pool", 2, 0.5), ("inline", 3, 1)])
+def test_it_is_searched_with_what_a_process_that_renders_has(
+    asked: list[dict[str, Any]], mode: str, cpus: float, gpus: float
+) -> None:
+    config = small(generators={"mode": mode, "num_cpus": 2, "num_gpus": 0.5}, learners={"num_cpus": 3, "num_gpus": 1})
+    assert microbatch.where_it_renders(config) == 48
+    assert asked == [{"num_cpus": cpus, "num_gpus": gpus, "max_retries": 1}]
+
+
+@pytest.mark.parametrize(
+    ("last", "kind", "told"),
+    [
+        ("genray.settings.ConfigError: generator.model must be here", UserError, "generator.model must be here"),
+        ("genray.generators.BadImages: 1 of 4 images", RunFailed, "1 of 4 images"),
+        ("RuntimeError: something else", RunFailed, "RuntimeError: something else"),
+    ],
+)
+def test_what_fails_in_the_search_is_told_in_a_line(
+    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, last: str, kind: type[Exception], told: str
+) -> None:
+    def fail(task: Any) -> None:
+        raise RayTaskError("measured", f"Traceback (most recent call last):\n  File\n{last}", ValueError())
+
+    monkeypatch.setattr(ray, "get", fail)
+    with pytest.raises(kind, match=f"^{told}$"):
+        microbatch.where_it_renders(small())
+
+
+def test_a_dry_run_says_that_it_will_be_measured() -> None:
+    config = small(generator={"micro_batch": "auto"})
+    assert "micro-batch    measured when the run begins" in Plan.of(config).lines(config)
+    assert not [line for line in Plan.of(small()).lines(small()) if line.startswith("micro-batch")]
