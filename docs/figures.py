@@ -276,6 +276,47 @@ def bench(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def biggan(report: dict[str, Any]) -> str:
+    """The package's BigGAN-deep and genray's, by option."""
+    return "\n\n".join(map(_biggan, report["runs"]))
+
+
+def _biggan(run: dict[str, Any]) -> str:
+    """One size on one device."""
+    stock, ours, gpu = run["ways"]["stock"], run["ways"]["float32"], run["device"] != "CPU"
+    copied = statistics.median(run["copy_bytes_per_s"])
+    multiplied = {name: statistics.median(rates) for name, rates in run["matmul_macs_per_s"].items()}
+    columns = ["images/s", "× stock", "grey levels off: mean, 99.9 %, most", "MiB", "bytes", "arithmetic"]
+    lines = [
+        f"| {run['size']} px, {run['device']} | {' | '.join(columns)} |",
+        f"|---{'|---:' * len(columns)}|",
+    ]
+    for name, of in run["ways"].items():
+        rate = statistics.median(of["images_per_s"])
+        cells = [f"{rate:,.0f}" if rate >= 100 else f"{rate:.2f}", "" if of is stock else _spread(of["over_stock"])]
+        off = of.get("error")
+        cells.append(f"{off['mean']:.3f}, {off['percentile_99.9']}, {off['max']}" if off else "")
+        cells.append(f"{of['memory_bytes'] / 2**20:,.0f}" if of["memory_bytes"] else "")
+        if of["bytes"]:
+            cells.append(f"{rate * of['bytes'] / copied:.0%}")
+            cells.append(f"{rate * of['macs'] / multiplied[of['precision']]:.0%}")
+        else:
+            cells += ["", ""]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    peaks = ", ".join(f"{rate / 1e9:,.0f} in {name}" for name, rate in multiplied.items())
+    lines += [
+        "",
+        f"{run['micro_batch']} images at once, torch {run['versions']['torch']}"
+        + ("" if gpu else f", {run['threads']} threads")
+        + (", float32 convolutions with TF32, also the package's" if run["tf32"] else "")
+        + f". For an image the package takes {stock['macs'] / 1e9:.1f} billion multiply-adds and "
+        f"{stock['bytes'] / 1e6:.0f} MB read and written, genray {ours['macs'] / 1e9:.1f} and "
+        f"{ours['bytes'] / 1e6:.0f}. This device copies at {copied / 1e9:,.0f} GB/s and makes {peaks} billion "
+        "multiply-adds a second in a matrix product.",
+    ]
+    return "\n".join(lines)
+
+
 def _each(records: list[dict[str, Any]], key: str) -> list[Any]:
     """Its values, each once, in order."""
     return list(dict.fromkeys(record[key] for record in records))
@@ -308,6 +349,7 @@ REPORTS = {
     scaling: ROOT / "benchmarks/scaling.json",
     side_by_side: ROOT / "benchmarks/side_by_side.json",
     bench: ROOT / "benchmarks/bench-demo.json",
+    biggan: ROOT / "benchmarks/generator.json",
 }
 """The blocks and the files that they are made from."""
 

@@ -1,0 +1,329 @@
+"""BigGAN-deep as its package runs it, against genray's: `python benchmarks/generator.py [--size 128 256 512]`.
+
+Networks of the published sizes with random weights, whose statistics are those of their own activations, so that the
+images use the whole range. Every way renders the same latents to uint8 in host memory; they take turns, there and back.
+Needs torch, pytorch-pretrained-biggan and genray, but neither ray nor mlflow.
+
+Each size becomes a record of the report, in the place of one with the same device, size and micro-batch:
+
+- `images_per_s` of each repetition; `over_stock`, the same over that of the package in the same repetition;
+- `macs`, multiply-adds for an image, as torch.utils.flop_counter counts them: convolutions, matrix products, attention;
+- `bytes` for an image that the kernels read and write, if each reads its arguments and writes its results once;
+  null where torch.compile makes the kernels, which are not seen from outside;
+- `weight_bytes`, and `memory_bytes` at the most, with the weights;
+- `error` in grey levels: of "float32" against the package, of the others against "float32";
+- `copy_bytes_per_s`, read and written by a copy of a large tensor, and `matmul_macs_per_s` of a large matrix product in
+  each precision: what this device can do, for `bytes` and `macs` to be compared with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/generators"))
+
+import torch
+import torch.nn.functional as F
+from networks import latents, network, one_hot, random_model, write
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from genray.generators.biggan import BigGANDeep, load_biggan
+from genray.generators.pixels import quantise
+
+HERE = Path(__file__).resolve().parent
+Record = dict[str, Any]
+STOCK, EXACT = "stock", "float32"
+WAYS: dict[str, dict[str, Any]] = {
+    EXACT: {},
+    "bfloat16": {"precision": "bfloat16"},
+    "float16": {"precision": "float16"},
+    "compile": {"compiled": True},
+    "compile, bfloat16": {"compiled": True, "precision": "bfloat16"},
+    "cuda graphs": {"cuda_graphs": True},
+    "cuda graphs, bfloat16": {"cuda_graphs": True, "precision": "bfloat16"},
+    "cuda graphs, compile, bfloat16": {"cuda_graphs": True, "compiled": True, "precision": "bfloat16"},
+}
+"""What genray is asked for, by the name it has in the report."""
+GPU_ALONE = {name for name, options in WAYS.items() if "cuda_graphs" in options} | {"float16"}
+MIB = 2**20
+
+
+class Way:
+    """One way to render, warmed up when it is made, and what is counted of it."""
+
+    def __init__(self, render: Callable[[], Tensor], modules: nn.Module, eager: Callable[[], object] | None, n: int):
+        self.render, self.eager, self.n = render, eager, n
+        self.weight_bytes = sum(t.nbytes for t in (*modules.parameters(), *modules.buffers()))
+        self.memory_bytes = peak_bytes(render, self.weight_bytes)
+
+    def images_per_s(self, seconds: float) -> float:
+        began, times = time.perf_counter(), 0
+        while True:
+            self.render()
+            times += 1
+            if (elapsed := time.perf_counter() - began) >= seconds:
+                return times * self.n / elapsed
+
+    def counted(self) -> dict[str, int | None]:
+        """Multiply-adds and bytes for an image."""
+        if self.eager is None:
+            return {"macs": None, "bytes": None}
+        with torch.no_grad(), FlopCounterMode(display=False) as flops:
+            self.eager()
+        with torch.no_grad(), Bytes() as moved:
+            self.eager()
+        return {"macs": flops.get_total_flops() // 2 // self.n, "bytes": moved.total // self.n}
+
+
+class Bytes(TorchDispatchMode):
+    """Counts what operations read and write: all their tensor arguments and results, each once.
+
+    Not counted: views, memory that is only reserved, and repeated reads of a broadcast argument. A result that is
+    written in place is also read.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given, made = tensors_in([args, kwargs]), tensors_in(out)
+        writes = any(argument.alias_info and argument.alias_info.is_write for argument in func._schema.arguments)
+        held = {tensor.untyped_storage().data_ptr() for tensor in given}
+        views = not writes and made and all(tensor.untyped_storage().data_ptr() in held for tensor in made)
+        if not views and "empty" not in func.__name__:
+            self.total += sum(map(extent, (*given, *made)))
+        return out
+
+
+def tensors_in(nested: Any) -> list[Tensor]:
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(nested) if isinstance(leaf, Tensor)]
+
+
+def extent(tensor: Tensor) -> int:
+    """Bytes of a tensor, those of a broadcast dimension once."""
+    count = tensor.element_size()
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        count *= size if stride else 1
+    return count
+
+
+def peak_bytes(render: Callable[[], object], weights: int) -> int | None:
+    """Most memory that rendering takes, with the weights; None where the system does not tell. Warms up first."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        reserved = torch.cuda.memory_reserved()
+        render()
+        render()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        render()
+        most = torch.cuda.max_memory_allocated() - before
+        torch.cuda.empty_cache()
+        return weights + max(most, torch.cuda.memory_reserved() - reserved)  # a graph keeps its memory
+    render()
+    render()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        before = resident("VmRSS")
+        render()
+        return weights + max(0, resident("VmHWM") - before)
+    except (OSError, StopIteration):
+        return None
+
+
+def resident(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))
+
+
+def error(images: Tensor, reference: Tensor) -> dict[str, float]:
+    """Grey levels between two renderings, over all pixels."""
+    counts = torch.bincount((images.int() - reference.int()).abs().flatten(), minlength=256).double()
+    shares = counts.cumsum(0) / counts.sum()
+    return {
+        "mean": round(float((counts * torch.arange(256)).sum() / counts.sum()), 5),
+        "percentile_99.9": int((shares < 0.999).sum()),
+        "max": int(counts.nonzero().max()),
+    }
+
+
+def copy_rate(device: torch.device) -> float:
+    """Bytes a second that a copy of a large tensor reads and writes."""
+    source = torch.ones((2048 if device.type == "cuda" else 256) * MIB, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / least_seconds(lambda: target.copy_(source), device)
+
+
+def matmul_rate(device: torch.device, precision: str) -> float:
+    """Multiply-adds a second of a large product: of matrices, and on a GPU as the 1x1 convolution that it can also be.
+
+    A convolution, because that may use TF32 where a product of matrices must not.
+    """
+    dtype = getattr(torch, precision)
+    if device.type == "cuda":
+        x = torch.randn(8, 4096, 32, 32, device=device).to(dtype, memory_format=torch.channels_last)
+        weight = torch.randn(4096, 4096, 1, 1, device=device).to(dtype, memory_format=torch.channels_last)
+        return 8 * 32 * 32 * 4096**2 / least_seconds(lambda: F.conv2d(x, weight), device)
+    size = 1024 if precision == "float32" else 256  # many CPUs are slow at anything else
+    a = torch.randn(size, size).to(dtype)
+    return size**3 / least_seconds(lambda: a @ a, device)
+
+
+def least_seconds(work: Callable[[], object], device: torch.device) -> float:
+    times = []
+    for _ in range(6):  # the first warms up
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def measure(size: int, args: argparse.Namespace, device: torch.device) -> Record:
+    """All ways at one size."""
+    torch.compiler.reset()  # it gives up after a few networks
+    config = network(size, args.width, z_dim=128, num_classes=1000)
+    model = random_model(config)
+    z, classes = latents(config, args.micro_batch)
+    z, classes = z.to(device), classes.to(device)
+    with tempfile.TemporaryDirectory() as directory:
+        os.environ["GENRAY_CACHE"] = directory
+        source = write(Path(directory) / "weights", config, model.state_dict())
+        model = model.to(device)
+        condition = one_hot(classes, config)
+
+        def stock() -> Tensor:
+            with torch.no_grad():
+                return quantise(model(z, condition, 1.0)).cpu()
+
+        ways = {STOCK: Way(stock, model, lambda: quantise(model(z, condition, 1.0)), len(z))}
+        for name in args.ways:
+            print(f"{size} px: loading {name}", flush=True)
+            made = load_biggan(source, 1.0, device, **WAYS[name])
+            eager = None if WAYS[name].get("compiled") else (lambda made=made: made.network.render(z, classes))
+            ways[name] = Way(lambda made=made: rendered(made, z, classes), made.network, eager, len(z))
+    images = {name: way.render() for name, way in ways.items()}
+    record: Record = {
+        "size": size,
+        "width": args.width,
+        "micro_batch": len(z),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+        "tf32": device.type == "cuda" and torch.backends.cudnn.allow_tf32,
+        "seconds": args.seconds,
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("torch", "pytorch-pretrained-biggan")},
+        },
+        "copy_bytes_per_s": [],
+        "matmul_macs_per_s": {precision: [] for precision in precisions(args.ways)},
+        "ways": {
+            name: {
+                "precision": precision_of(name),
+                "images_per_s": [],
+                "weight_bytes": way.weight_bytes,
+                "memory_bytes": way.memory_bytes,
+                **way.counted(),
+            }
+            for name, way in ways.items()
+        },
+    }
+    for name, found in record["ways"].items():
+        if name != STOCK:
+            found["error"] = error(images[name], images[STOCK if name == EXACT else EXACT])
+    for repeat in range(args.repeats):
+        record["copy_bytes_per_s"].append(copy_rate(device))
+        for precision, rates in record["matmul_macs_per_s"].items():
+            rates.append(matmul_rate(device, precision))
+        for name in list(ways)[:: 1 if repeat % 2 == 0 else -1]:
+            record["ways"][name]["images_per_s"].append(ways[name].images_per_s(args.seconds))
+    basis = record["ways"][STOCK]["images_per_s"]
+    for found in record["ways"].values():
+        found["over_stock"] = [mine / its for mine, its in zip(found["images_per_s"], basis, strict=True)]
+    return record
+
+
+def rendered(generator: BigGANDeep, z: Tensor, classes: Tensor) -> Tensor:
+    return generator(z, classes).cpu()
+
+
+def precisions(ways: list[str]) -> list[str]:
+    return list(dict.fromkeys(precision_of(name) for name in (STOCK, *ways)))
+
+
+def precision_of(way: str) -> str:
+    return str(WAYS.get(way, {}).get("precision", "float32"))
+
+
+def table(record: Record) -> list[str]:
+    """A record for people: medians, with least and most of the ratio."""
+    cores = f", {record['threads']} threads" if record["device"] == "CPU" else ""
+    lines = [
+        f"BigGAN-deep-{record['size']}, {record['micro_batch']} images at once, {record['device']}{cores}",
+        f"{'':32}{'images/s':>10}{'x stock':>22}{'mean':>8}{'99.9%':>6}{'max':>5}{'MiB':>8}{'GMAC':>7}{'MB':>7}"
+        f"{'copy':>6}{'peak':>6}",
+    ]
+    bandwidth = statistics.median(record["copy_bytes_per_s"])
+    for name, found in record["ways"].items():
+        rate, ratio = statistics.median(found["images_per_s"]), found["over_stock"]
+        spread = f"{statistics.median(ratio):.2f} ({min(ratio):.2f} to {max(ratio):.2f})"
+        wrong = found.get("error")
+        grey = f"{wrong['mean']:8.4f}{wrong['percentile_99.9']:6d}{wrong['max']:5d}" if wrong else " " * 19
+        memory = f"{found['memory_bytes'] / MIB:8.0f}" if found["memory_bytes"] else " " * 8
+        counted = ""
+        if found["bytes"]:
+            peak = statistics.median(record["matmul_macs_per_s"][found["precision"]])
+            counted = f"{found['macs'] / 1e9:7.2f}{found['bytes'] / 1e6:7.0f}"
+            counted += f"{rate * found['bytes'] / bandwidth:6.0%}{rate * found['macs'] / peak:6.0%}"
+        lines.append(f"{name:32}{rate:10.2f}{spread:>22}{grey}{memory}{counted}")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, nargs="+", choices=(32, 128, 256, 512), default=[128], help="pixels")
+    parser.add_argument("--micro-batch", type=int, help="images at once; 8 on a CPU, 64 on a GPU")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each way in a repetition, at the least")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, help="beside the package; all that the device has")
+    parser.add_argument("--width", type=int, default=128, help="channels; other than 128 is no published network")
+    parser.add_argument("--out", type=Path, default=HERE / "generator.json")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    if device.type == "cuda":
+        torch.cuda.init()
+    gpu = device.type == "cuda"
+    args.micro_batch = args.micro_batch or (64 if gpu else 8)
+    chosen = args.ways or [name for name in WAYS if gpu or name not in GPU_ALONE]
+    args.ways = [EXACT, *(name for name in chosen if name != EXACT)]
+    runs = json.loads(args.out.read_text())["runs"] if args.out.exists() else []
+    for size in args.size:
+        record = measure(size, args, device)
+        same = ("device", "size", "micro_batch")
+        runs = [run for run in runs if any(run[key] != record[key] for key in same)] + [record]
+        runs.sort(key=lambda run: [run[key] for key in same])
+        args.out.write_text(json.dumps({"runs": runs}, indent=1) + "\n")
+        print("\n".join(table(record)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
