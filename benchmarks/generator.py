@@ -4,14 +4,16 @@ Networks of the published sizes with random weights, whose statistics are those 
 images use the whole range. Every way renders the same latents to uint8 in host memory; they take turns, there and back.
 Needs torch, pytorch-pretrained-biggan and genray, but neither ray nor mlflow.
 
-Each size becomes a record of the report, in the place of one with the same device, size and micro-batch:
+Each size becomes a record of the report, in the place of one of the same device, threads, network and micro-batch:
 
-- `images_per_s` of each repetition; `over_stock`, the same over that of the package in the same repetition;
+- `images_per_s` of each repetition; `over_stock`, the same over that of the package in the same repetition, and
+  `over_stock_alike` over that of the package in the same precision, where it is another;
 - `macs`, multiply-adds for an image, as torch.utils.flop_counter counts them: convolutions, matrix products, attention;
 - `bytes` for an image that the kernels read and write, if each reads its arguments and writes its results once;
-  null where torch.compile makes the kernels, which are not seen from outside;
+  null where torch.compile makes the kernels, which are not seen from outside, while the multiply-adds stay the same;
 - `weight_bytes`, and `memory_bytes` at the most, with the weights;
-- `error` in grey levels: of "float32" against the package, of the others against "float32";
+- `error` in grey levels, of "float32" against the package, of the others against "float32": of trained weights, the
+  embedded digit scenes, as `error`; of the random ones, which make what is rounded off grow, as `error_random`;
 - `copy_bytes_per_s`, read and written by a copy of a large tensor, and `matmul_macs_per_s` of a large matrix product in
   each precision: what this device can do, for `bytes` and `macs` to be compared with.
 """
@@ -19,6 +21,7 @@ Each size becomes a record of the report, in the place of one with the same devi
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -37,18 +40,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/generator
 import torch
 import torch.nn.functional as F
 from networks import latents, network, one_hot, random_model, write
+from pytorch_pretrained_biggan import BigGAN, BigGANConfig
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from genray.generators.biggan import BigGANDeep, load_biggan
+from genray.generators.biggan import TF32, BigGANDeep, load_biggan, same_kernels
+from genray.generators.checkpoints import CONFIG, EMBEDDED, weights_file
 from genray.generators.pixels import quantise
 
 HERE = Path(__file__).resolve().parent
 Record = dict[str, Any]
-STOCK, EXACT = "stock", "float32"
+STOCK, STOCK_BFLOAT16, EXACT = "stock", "stock, bfloat16", "float32"
 WAYS: dict[str, dict[str, Any]] = {
     EXACT: {},
+    "tf32": {"precision": "tf32"},
     "bfloat16": {"precision": "bfloat16"},
     "float16": {"precision": "float16"},
     "compile": {"compiled": True},
@@ -58,15 +65,20 @@ WAYS: dict[str, dict[str, Any]] = {
     "cuda graphs, compile, bfloat16": {"cuda_graphs": True, "compiled": True, "precision": "bfloat16"},
 }
 """What genray is asked for, by the name it has in the report."""
-GPU_ALONE = {name for name, options in WAYS.items() if "cuda_graphs" in options} | {"float16"}
+GPU_ALONE = {name for name, options in WAYS.items() if "cuda_graphs" in options} | {"float16", "tf32"}
+KEY = ("device", "threads", "size", "width", "micro_batch")
+TRAINED = 200
+"""Images of trained weights that are compared."""
 MIB = 2**20
 
 
 class Way:
     """One way to render, warmed up when it is made, and what is counted of it."""
 
-    def __init__(self, render: Callable[[], Tensor], modules: nn.Module, eager: Callable[[], object] | None, n: int):
-        self.render, self.eager, self.n = render, eager, n
+    def __init__(
+        self, render: Callable[[], Tensor], modules: nn.Module, eager: Callable[[], object], n: int, compiled: bool
+    ):
+        self.render, self.eager, self.n, self.compiled = render, eager, n, compiled
         self.weight_bytes = sum(t.nbytes for t in (*modules.parameters(), *modules.buffers()))
         self.memory_bytes = peak_bytes(render, self.weight_bytes)
 
@@ -80,13 +92,14 @@ class Way:
 
     def counted(self) -> dict[str, int | None]:
         """Multiply-adds and bytes for an image."""
-        if self.eager is None:
-            return {"macs": None, "bytes": None}
         with torch.no_grad(), FlopCounterMode(display=False) as flops:
             self.eager()
+        macs = flops.get_total_flops() // 2 // self.n
+        if self.compiled:
+            return {"macs": macs, "bytes": None}
         with torch.no_grad(), Bytes() as moved:
             self.eager()
-        return {"macs": flops.get_total_flops() // 2 // self.n, "bytes": moved.total // self.n}
+        return {"macs": macs, "bytes": moved.total // self.n}
 
 
 class Bytes(TorchDispatchMode):
@@ -163,6 +176,22 @@ def error(images: Tensor, reference: Tensor) -> dict[str, float]:
     }
 
 
+def trained_errors(names: list[str], device: torch.device) -> dict[str, dict[str, float]]:
+    """`error` of each way with the weights of the embedded digit scenes."""
+    directory = EMBEDDED["digit-scenes"]
+    model = BigGAN(BigGANConfig.from_json_file(str(directory / CONFIG)))
+    model.load_state_dict(load_file(weights_file(directory)))
+    model.eval().to(device)
+    z = torch.randn(TRAINED, model.config.z_dim, generator=torch.Generator().manual_seed(0)).clamp(-2, 2).to(device)
+    classes = torch.arange(TRAINED, device=device) % model.config.num_classes
+    with torch.no_grad():
+        condition = F.one_hot(classes, model.config.num_classes).float()
+        images = {STOCK: quantise(model(z, condition, 1.0)).cpu()}
+    for name in names:
+        images[name] = rendered(load_biggan(directory, 1.0, device, **WAYS[name]), z, classes)
+    return {name: error(images[name], images[STOCK if name == EXACT else EXACT]) for name in names}
+
+
 def copy_rate(device: torch.device) -> float:
     """Bytes a second that a copy of a large tensor reads and writes."""
     source = torch.ones((2048 if device.type == "cuda" else 256) * MIB, dtype=torch.uint8, device=device)
@@ -171,18 +200,12 @@ def copy_rate(device: torch.device) -> float:
 
 
 def matmul_rate(device: torch.device, precision: str) -> float:
-    """Multiply-adds a second of a large product: of matrices, and on a GPU as the 1x1 convolution that it can also be.
-
-    A convolution, because that may use TF32 where a product of matrices must not.
-    """
-    dtype = getattr(torch, precision)
-    if device.type == "cuda":
-        x = torch.randn(8, 4096, 32, 32, device=device).to(dtype, memory_format=torch.channels_last)
-        weight = torch.randn(4096, 4096, 1, 1, device=device).to(dtype, memory_format=torch.channels_last)
-        return 8 * 32 * 32 * 4096**2 / least_seconds(lambda: F.conv2d(x, weight), device)
-    size = 1024 if precision == "float32" else 256  # many CPUs are slow at anything else
-    a = torch.randn(size, size).to(dtype)
-    return size**3 / least_seconds(lambda: a @ a, device)
+    """Multiply-adds a second of a large product of matrices."""
+    dtype = getattr(torch, "float32" if precision == TF32 else precision)
+    size = 8192 if device.type == "cuda" else 1024 if dtype == torch.float32 else 256  # many CPUs know no other
+    a = torch.randn(size, size, device=device).to(dtype)
+    with same_kernels(device, precision == TF32):
+        return size**3 / least_seconds(lambda: a @ a, device)
 
 
 def least_seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -209,16 +232,20 @@ def measure(size: int, args: argparse.Namespace, device: torch.device) -> Record
         model = model.to(device)
         condition = one_hot(classes, config)
 
-        def stock() -> Tensor:
-            with torch.no_grad():
-                return quantise(model(z, condition, 1.0)).cpu()
-
-        ways = {STOCK: Way(stock, model, lambda: quantise(model(z, condition, 1.0)), len(z))}
+        ways = {STOCK: package(model, z, condition)}
+        if device.type == "cuda":
+            half = copy.deepcopy(model).bfloat16()
+            ways[STOCK_BFLOAT16] = package(half, z.bfloat16(), condition.bfloat16())
         for name in args.ways:
             print(f"{size} px: loading {name}", flush=True)
             made = load_biggan(source, 1.0, device, **WAYS[name])
-            eager = None if WAYS[name].get("compiled") else (lambda made=made: made.network.render(z, classes))
-            ways[name] = Way(lambda made=made: rendered(made, z, classes), made.network, eager, len(z))
+            ways[name] = Way(
+                lambda made=made: rendered(made, z, classes),
+                made.network,
+                lambda made=made: made.network.render(z, classes),
+                len(z),
+                bool(WAYS[name].get("compiled")),
+            )
     images = {name: way.render() for name, way in ways.items()}
     record: Record = {
         "size": size,
@@ -227,17 +254,16 @@ def measure(size: int, args: argparse.Namespace, device: torch.device) -> Record
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
-        "tf32": device.type == "cuda" and torch.backends.cudnn.allow_tf32,
         "seconds": args.seconds,
         "versions": {
             "python": platform.python_version(),
             **{package: version(package) for package in ("torch", "pytorch-pretrained-biggan")},
         },
         "copy_bytes_per_s": [],
-        "matmul_macs_per_s": {precision: [] for precision in precisions(args.ways)},
+        "matmul_macs_per_s": {precision_of(name, device): list[float]() for name in ways},
         "ways": {
             name: {
-                "precision": precision_of(name),
+                "precision": precision_of(name, device),
                 "images_per_s": [],
                 "weight_bytes": way.weight_bytes,
                 "memory_bytes": way.memory_bytes,
@@ -246,31 +272,47 @@ def measure(size: int, args: argparse.Namespace, device: torch.device) -> Record
             for name, way in ways.items()
         },
     }
-    for name, found in record["ways"].items():
-        if name != STOCK:
-            found["error"] = error(images[name], images[STOCK if name == EXACT else EXACT])
+    for name, wrong in trained_errors(args.ways, device).items():
+        of = error(images[name], images[STOCK if name == EXACT else EXACT])
+        record["ways"][name] |= {"error": wrong, "error_random": of}
     for repeat in range(args.repeats):
         record["copy_bytes_per_s"].append(copy_rate(device))
         for precision, rates in record["matmul_macs_per_s"].items():
             rates.append(matmul_rate(device, precision))
         for name in list(ways)[:: 1 if repeat % 2 == 0 else -1]:
             record["ways"][name]["images_per_s"].append(ways[name].images_per_s(args.seconds))
-    basis = record["ways"][STOCK]["images_per_s"]
     for found in record["ways"].values():
-        found["over_stock"] = [mine / its for mine, its in zip(found["images_per_s"], basis, strict=True)]
+        found["over_stock"] = over(found, record["ways"][STOCK])
+        if STOCK_BFLOAT16 in ways and found["precision"] == "bfloat16":
+            found["over_stock_alike"] = over(found, record["ways"][STOCK_BFLOAT16])
     return record
+
+
+def package(model: BigGAN, z: Tensor, condition: Tensor) -> Way:
+    """The package's own forward pass."""
+
+    def eager() -> Tensor:
+        with torch.no_grad():
+            return quantise(model(z, condition, 1.0))
+
+    return Way(lambda: eager().cpu(), model, eager, len(z), compiled=False)
+
+
+def over(ours: Record, theirs: Record) -> list[float]:
+    return [mine / its for mine, its in zip(ours["images_per_s"], theirs["images_per_s"], strict=True)]
 
 
 def rendered(generator: BigGANDeep, z: Tensor, classes: Tensor) -> Tensor:
     return generator(z, classes).cpu()
 
 
-def precisions(ways: list[str]) -> list[str]:
-    return list(dict.fromkeys(precision_of(name) for name in (STOCK, *ways)))
-
-
-def precision_of(way: str) -> str:
-    return str(WAYS.get(way, {}).get("precision", "float32"))
+def precision_of(way: str, device: torch.device) -> str:
+    """That of its convolutions, which for the package is what torch has set."""
+    if way in WAYS:
+        return str(WAYS[way].get("precision", "float32"))
+    if way == STOCK_BFLOAT16:
+        return "bfloat16"
+    return TF32 if device.type == "cuda" and torch.backends.cudnn.conv.fp32_precision == TF32 else "float32"
 
 
 def table(record: Record) -> list[str]:
@@ -289,10 +331,13 @@ def table(record: Record) -> list[str]:
         grey = f"{wrong['mean']:8.4f}{wrong['percentile_99.9']:6d}{wrong['max']:5d}" if wrong else " " * 19
         memory = f"{found['memory_bytes'] / MIB:8.0f}" if found["memory_bytes"] else " " * 8
         counted = ""
+        peak = statistics.median(record["matmul_macs_per_s"][found["precision"]])
+        share = f"{rate * found['macs'] / peak:6.0%}"
         if found["bytes"]:
-            peak = statistics.median(record["matmul_macs_per_s"][found["precision"]])
-            counted = f"{found['macs'] / 1e9:7.2f}{found['bytes'] / 1e6:7.0f}"
-            counted += f"{rate * found['bytes'] / bandwidth:6.0%}{rate * found['macs'] / peak:6.0%}"
+            counted = f"{found['macs'] / 1e9:7.2f}{found['bytes'] / 1e6:7.0f}{rate * found['bytes'] / bandwidth:6.0%}"
+        else:
+            counted = f"{found['macs'] / 1e9:7.2f}{'':13}"
+        counted += share
         lines.append(f"{name:32}{rate:10.2f}{spread:>22}{grey}{memory}{counted}")
     return lines
 
@@ -318,9 +363,8 @@ def main() -> None:
     runs = json.loads(args.out.read_text())["runs"] if args.out.exists() else []
     for size in args.size:
         record = measure(size, args, device)
-        same = ("device", "size", "micro_batch")
-        runs = [run for run in runs if any(run[key] != record[key] for key in same)] + [record]
-        runs.sort(key=lambda run: [run[key] for key in same])
+        runs = [run for run in runs if any(run[key] != record[key] for key in KEY)] + [record]
+        runs.sort(key=lambda run: [run[key] for key in KEY])
         args.out.write_text(json.dumps({"runs": runs}, indent=1) + "\n")
         print("\n".join(table(record)), flush=True)
 

@@ -276,9 +276,13 @@ def bench(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+PUBLISHED_WIDTH = 128
+"""Channels of the published networks."""
+
+
 def biggan(report: dict[str, Any]) -> str:
     """The package's BigGAN-deep and genray's, by option."""
-    return "\n\n".join(map(_biggan, report["runs"]))
+    return "\n\n".join(_biggan(run) for run in report["runs"] if run["width"] == PUBLISHED_WIDTH)
 
 
 def _biggan(run: dict[str, Any]) -> str:
@@ -286,7 +290,15 @@ def _biggan(run: dict[str, Any]) -> str:
     stock, ours, gpu = run["ways"]["stock"], run["ways"]["float32"], run["device"] != "CPU"
     copied = statistics.median(run["copy_bytes_per_s"])
     multiplied = {name: statistics.median(rates) for name, rates in run["matmul_macs_per_s"].items()}
-    columns = ["images/s", "× stock", "grey levels off: mean, 99.9 %, most", "MiB", "bytes", "arithmetic"]
+    columns = [
+        "images/s",
+        "× stock",
+        "grey levels off, trained weights",
+        "random weights",
+        "MiB",
+        "bytes",
+        "arithmetic",
+    ]
     lines = [
         f"| {run['size']} px, {run['device']} | {' | '.join(columns)} |",
         f"|---{'|---:' * len(columns)}|",
@@ -294,21 +306,21 @@ def _biggan(run: dict[str, Any]) -> str:
     for name, of in run["ways"].items():
         rate = statistics.median(of["images_per_s"])
         cells = [f"{rate:,.0f}" if rate >= 100 else f"{rate:.2f}", "" if of is stock else _spread(of["over_stock"])]
-        off = of.get("error")
-        cells.append(f"{off['mean']:.3f}, {off['percentile_99.9']}, {off['max']}" if off else "")
+        for off in (of.get("error"), of.get("error_random")):
+            cells.append(f"{off['mean']:.3f}, {off['percentile_99.9']}, {off['max']}" if off else "")
         cells.append(f"{of['memory_bytes'] / 2**20:,.0f}" if of["memory_bytes"] else "")
         if of["bytes"]:
             cells.append(f"{rate * of['bytes'] / copied:.0%}")
-            cells.append(f"{rate * of['macs'] / multiplied[of['precision']]:.0%}")
         else:
-            cells += ["", ""]
+            cells.append("")
+        cells.append(f"{rate * of['macs'] / multiplied[of['precision']]:.0%}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     peaks = ", ".join(f"{rate / 1e9:,.0f} in {name}" for name, rate in multiplied.items())
     lines += [
         "",
         f"{run['micro_batch']} images at once, torch {run['versions']['torch']}"
         + ("" if gpu else f", {run['threads']} threads")
-        + (", float32 convolutions with TF32, also the package's" if run["tf32"] else "")
+        + (", the package's convolutions with TF32, as torch has them" if stock["precision"] == "tf32" else "")
         + f". For an image the package takes {stock['macs'] / 1e9:.1f} billion multiply-adds and "
         f"{stock['bytes'] / 1e6:.0f} MB read and written, genray {ours['macs'] / 1e9:.1f} and "
         f"{ours['bytes'] / 1e6:.0f}. This device copies at {copied / 1e9:,.0f} GB/s and makes {peaks} billion "

@@ -8,9 +8,11 @@ import shutil
 import signal
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genray import cluster, microbatch, processes
@@ -62,24 +64,20 @@ def bench(
         RunFailed: a part of it failed.
         Stopped: SIGTERM or Ctrl-C came.
     """
-    from genray.fit import Stopped
-
     asked, config = config, for_bench(config, repeats)
     run = RunDirectory.of(config)
     fetch(config.generator)
     run.claim(config)
     try:
-        with run.locked(), Stopping(run.stop, say, 0) as stopping, cluster.joined(address) as may_grow:
+        with (
+            run.locked(),
+            while_measured(asked.name, run.stop, say) as stopping,
+            cluster.joined(address) as may_grow,
+        ):
             config = for_bench(asked, repeats, most=cluster.fits(config))
             say(cluster.check_placement(config, may_grow))
-            if config.generator.micro_batch == "auto":
-                size = microbatch.where_it_renders(config)
-                say(f"generator.micro_batch = {size}")
-                config = replace(config, generator=replace(config.generator, micro_batch=size))
-            measured, empty = stopping.while_training(lambda: _measured(config, repeats, seconds, aside))
+            measured, empty = stopping.while_training(lambda: _measured(config, repeats, seconds, aside, say))
             hardware = cluster.hardware()
-    except Asked as stop:
-        raise Stopped(f"{asked.name} was stopped while it was measured", stop.number == signal.SIGINT) from None
     finally:
         processes.end_left_over(run.processes)
         shutil.rmtree(run.path, ignore_errors=True)
@@ -105,11 +103,31 @@ def bench(
     }
 
 
-def _measured(config: Config, repeats: int, seconds: float, aside: bool) -> tuple[list[Rates], Rates]:
+@contextmanager
+def while_measured(name: str, file: Path, say: Callable[[str], None]) -> Iterator[Stopping]:
+    """Takes SIGTERM and Ctrl-C, which end a measurement at once.
+
+    Raises:
+        Stopped: one of them came.
+    """
+    from genray.fit import Stopped
+
+    try:
+        with Stopping(file, say, 0) as stopping:
+            yield stopping
+    except Asked as stop:
+        raise Stopped(f"{name} was stopped while it was measured", stop.number == signal.SIGINT) from None
+
+
+def _measured(
+    config: Config, repeats: int, seconds: float, aside: bool, say: Callable[[str], None]
+) -> tuple[list[Rates], Rates]:
     """What the learners measured in each repetition, and what the stream can do at most."""
     from genray.fit import run_learners
     from genray.phases import bench_loop
 
+    if config.generator.micro_batch == "auto":
+        config = microbatch.settled(config, say)
     arguments = {"config": config, "repeats": repeats, "seconds": seconds, "aside": aside}
     return run_learners(config, bench_loop, arguments).return_value, empty_stream(config, seconds)
 

@@ -41,9 +41,9 @@ class BigGANGenerator:
     """Images rendered at once; fixed for the life of a run, so that the pixels are. `auto` measures at the first start
     how many are fastest.
     """
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Arithmetic of weights and activations. Norms' scales and offsets, tanh and rounding stay float32. The others than
-    float32 change pixels, most by less than a grey level; `python benchmarks/generator.py` measures by how much.
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
+    """Arithmetic of weights and activations; what norms do, tanh and rounding stay float32. The others change pixels,
+    by how much is measured by `python benchmarks/generator.py`. `tf32` is float32 but for products on a GPU.
     """
     compile: bool = False
     """Compile the network with torch.compile, as one graph and for any truncation; changes single pixels by a grey
@@ -51,7 +51,7 @@ class BigGANGenerator:
     """
     cuda_graphs: bool = False
     """Launch the network as one CUDA graph, which helps small micro-batches. For generators with a GPU; a preview
-    rendered on a CPU does without.
+    rendered on a CPU does without. May change when a run is resumed.
     """
 
 
@@ -319,7 +319,15 @@ class Config:
         return ADAPTER.dump_python(self, mode="json")
 
 
-MAY_CHANGE = ("storage_path", "generators", "learners", "tracking", "training.log_every", "stream.ticket_batches")
+MAY_CHANGE = (
+    "storage_path",
+    "generators",
+    "learners",
+    "tracking",
+    "training.log_every",
+    "stream.ticket_batches",
+    "generator.cuda_graphs",
+)
 """Paths of the fields with which a run may be resumed although they differ."""
 
 ADAPTER = TypeAdapter(Config)

@@ -193,7 +193,8 @@ def _explain(error: ValidationError, values: Mapping[str, Any]) -> str:
         choices = [word.strip("' ") for word in first["ctx"]["expected"].replace(" or ", ", ").split(", ")]
         return f"{path} must be one of {', '.join(choices)}, got {given!r}{_near(str(given), choices)}"
     rule = first["msg"].removeprefix("Input should be ").removeprefix("a valid ").split(", ")[0]
-    return f"{path} must be {_ARTICLES.get(rule, rule)}, got {given!r}"
+    words = "".join(f" or {word!r}" for word in _words(path))
+    return f"{path} must be {_ARTICLES.get(rule, rule)}{words}, got {given!r}"
 
 
 _ARTICLES = {

@@ -6,14 +6,15 @@ processes then use the number that was found, because it decides the pixels' las
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import resource
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,6 +40,15 @@ ENOUGH_S = 0.5
 """Seconds over which a size is measured, but for a slow one, which is rendered twice."""
 OF_THE_GPU, OF_THE_MEMORY = 0.5, 0.25
 """Shares of a GPU's memory, where it does nothing else, and of the machine's, that rendering may take."""
+LIMIT = Path("/sys/fs/cgroup/memory.max")
+"""What a container may use, where there is one."""
+
+
+def settled(config: Config, say: Callable[[str], None]) -> Config:
+    """The configuration with the number in it that `where_it_renders` measures."""
+    size = where_it_renders(config)
+    say(f"generator.micro_batch = {size}")
+    return replace(config, generator=replace(config.generator, micro_batch=size))
 
 
 def where_it_renders(config: Config) -> int:
@@ -75,7 +85,7 @@ def measured(config: Config) -> int:
     import torch
 
     inline = config.generators.mode == "inline"
-    side, processes = (config.learners, 1) if inline else (config.generators, config.generators.bounds[1])
+    side = config.learners if inline else config.generators
     device = torch.device("cuda" if side.num_gpus and torch.cuda.is_available() else "cpu")
     generator = config.generator
     if isinstance(generator, BigGANGenerator):
@@ -86,12 +96,15 @@ def measured(config: Config) -> int:
     def once(size: int) -> None:
         latents = drawn.standard_normal((size, plan.latent_dim), np.float32).clip(-2, 2) * generator.truncation
         classes = drawn.integers(plan.num_classes, size=size) if plan.num_classes else np.full(size, -1)
-        render(loaded, latents.astype(np.float32), classes, np.arange(size), size, device)
+        render(loaded, latents, classes, np.arange(size), size, device)
 
-    memory = Memory(device, min(1, side.num_gpus) / (2 if inline else 1), processes)
+    memory = Memory(device, min(1, side.num_gpus) / (2 if inline else 1), side.bounds[1])
 
     def seconds(size: int) -> float | None:
-        return _seconds(once, size) if memory.holds(size, once) else None
+        try:
+            return _seconds(once, size) if memory.holds(size, once) else None
+        except torch.OutOfMemoryError:
+            return None
 
     return fastest(seconds, most)
 
@@ -147,7 +160,7 @@ class Memory:
             free, total = torch.cuda.mem_get_info(device)
             self.most = min(free, OF_THE_GPU * gpus * total)
         else:
-            self.most = OF_THE_MEMORY * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / processes
+            self.most = OF_THE_MEMORY * _of_the_machine() / processes
 
     def holds(self, size: int, once: Callable[[int], None]) -> bool:
         """Render once, if twice the last size should fit, and see what it takes."""
@@ -159,18 +172,21 @@ class Memory:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
             before = torch.cuda.memory_allocated(self.device)
-            try:
-                once(size)
-            except torch.OutOfMemoryError:
-                gc.collect()
-                torch.cuda.empty_cache()
-                return False
+            once(size)
             self.last = torch.cuda.max_memory_allocated(self.device) - before
         else:
             before = _peak()
             once(size)
             self.last += _peak() - before  # a peak never falls, so each size adds to it
         return self.last <= self.most
+
+
+def _of_the_machine() -> int:
+    """Bytes of memory, or what the container allows of it."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, ValueError):  # no such limit, or "max"
+        return min(physical, int(LIMIT.read_text()))
+    return physical
 
 
 def _peak() -> int:

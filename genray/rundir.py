@@ -14,7 +14,7 @@ from typing import Any
 
 from genray import records
 from genray.config import MAY_CHANGE, Config
-from genray.configure import differences
+from genray.configure import build, differences
 from genray.settings import ConfigError, UserError
 
 
@@ -104,7 +104,7 @@ class RunDirectory:
         return self.config.exists() and (self.metrics.exists() or any(self.path.glob("checkpoint_*")))
 
     def _refuse_changes(self, config: Config) -> None:
-        theirs = json.loads(self.config.read_text())
+        theirs = build(json.loads(self.config.read_text())).to_dict()  # with what was not there yet when it began
         changed = [
             f"{path} was {was!r}, is {now!r}"
             for path, was, now in differences(theirs, config.to_dict())

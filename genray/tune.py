@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from genray import cluster, microbatch
-from genray.bench import Rates, bench
+from genray.bench import Rates, bench, while_measured
 from genray.config import Config
 from genray.generators import fetch
 from genray.plan import MIB, Plan
@@ -31,6 +31,7 @@ def settle(config: Config, address: str | None = None, say: Callable[[str], None
     Raises:
         UserError: the request cannot be placed.
         RunFailed: the measurement failed.
+        Stopped: SIGTERM or Ctrl-C came meanwhile.
     """
     unsettled = [(section, name) for section, name in OPEN if getattr(getattr(config, section), name) == "auto"]
     if not unsettled:
@@ -42,18 +43,22 @@ def settle(config: Config, address: str | None = None, say: Callable[[str], None
             config = _with(config, section, name, theirs[section][name])
         return config
     if ("generator", "micro_batch") in unsettled:
-        say("measuring for generator.micro_batch")
-        fetch(config.generator)
-        with cluster.joined(address) as may_grow:
-            cluster.check_placement(config, may_grow)
-            config = _with(config, "generator", "micro_batch", microbatch.where_it_renders(config))
-        say(f"generator.micro_batch = {config.generator.micro_batch}")
+        config = _settle_micro_batch(config, address, say)
     of_the_stream = [name for section, name in unsettled if section == "stream"]
     return _settle_stream(config, of_the_stream, address, say) if of_the_stream else config
 
 
 def _with(config: Config, section: str, name: str, value: Any) -> Config:
     return replace(config, **{section: replace(getattr(config, section), **{name: value})})
+
+
+def _settle_micro_batch(config: Config, address: str | None, say: Callable[[str], None]) -> Config:
+    say("measuring for generator.micro_batch")
+    fetch(config.generator)
+    stop = RunDirectory.of(config).stop
+    with while_measured(config.name, stop, say) as stopping, cluster.joined(address) as may_grow:
+        cluster.check_placement(config, may_grow)
+        return stopping.while_training(lambda: microbatch.settled(config, say))
 
 
 def _settle_stream(config: Config, unsettled: list[str], address: str | None, say: Callable[[str], None]) -> Config:

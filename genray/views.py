@@ -53,21 +53,15 @@ def render(
     rows = np.minimum(np.arange(-(-count // micro_batch) * micro_batch), count - 1)  # the last micro-batch is padded
     z, y, s = (torch.from_numpy(column[rows]).to(device) for column in (latents, labels, seeds))
     expected = (micro_batch, 3, generator.image_size, generator.image_size)
-    unchecked = getattr(generator, "unchecked", None)
     host, finite = ToHost((count, *expected[1:]), device), []
     for start in range(0, count, micro_batch):
         part = slice(start, start + micro_batch)
-        inputs = z[part], y[part] if generator.num_classes else None, s[part]
-        if unchecked is None:
-            out = generator(*inputs)
-        else:  # one look at the end, since each would wait for the device
-            out, sound = unchecked(*inputs)
-            finite.append(sound)
+        out, sound = generator.unchecked(z[part], y[part] if generator.num_classes else None, s[part])
+        finite.append(sound)
         if out.dtype != torch.uint8 or tuple(out.shape) != expected:
             raise BadImages(f"the generator must return uint8 images {expected}, got {out.dtype} {tuple(out.shape)}")
         host.put(start, out[: count - start])
-    if finite:
-        refuse(torch.cat(finite)[:count])
+    refuse(torch.cat(finite)[:count])  # one look at the end, since each would wait for the device
     return host.array()
 
 

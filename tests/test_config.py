@@ -100,7 +100,7 @@ def test_a_name_is_one_directory(name: str) -> None:
         ),
         (
             {"generator": {"precision": "half"}},
-            "generator.precision must be one of float32, bfloat16, float16, got 'half'",
+            "generator.precision must be one of float32, tf32, bfloat16, float16, got 'half'",
         ),
         (
             {"generator": {"kind": "custom", "target": "a:b:c"}},
@@ -149,9 +149,9 @@ def test_what_lies_on_the_edge_is_allowed(values: dict[str, Any]) -> None:
         ({"model": {"compile": "maybe"}}, "model.compile must be true or false, got 'maybe'"),
         ({"stream": {"num_views": 1}}, "stream.num_views must be greater than or equal to 2, got 1"),
         ({"stream": {"batch_size": 1}}, "stream.batch_size must be greater than 1, got 1"),
-        ({"stream": {"ticket_batches": 0}}, "stream.ticket_batches must be greater than 0, got 0"),
-        ({"stream": {"reuse": 0}}, "stream.reuse must be greater than 0, got 0"),
-        ({"stream": {"reuse": 1.5}}, "stream.reuse must be an integer, got 1.5"),
+        ({"stream": {"ticket_batches": 0}}, "stream.ticket_batches must be greater than 0 or 'auto', got 0"),
+        ({"stream": {"reuse": 0}}, "stream.reuse must be greater than 0 or 'auto', got 0"),
+        ({"stream": {"reuse": 1.5}}, "stream.reuse must be an integer or 'auto', got 1.5"),
         ({"stream": {"reuse_window": 1}}, "stream.reuse_window must be greater than or equal to 2, got 1"),
         ({"generator": {"truncation": 1.5}}, "generator.truncation must be less than or equal to 1, got 1.5"),
         ({"view": {"std": 0}}, "view.std must be greater than 0, got 0"),
@@ -297,7 +297,7 @@ def test_the_reference_says_what_may_change() -> None:
             name = f"{section}.{line.strip().partition(' = ')[0]}"
         if "May change when a run is resumed." in line:
             found.add(name)
-    assert found == {"generators", "learners", "tracking", "stream.ticket_batches"}
+    assert found == {"generators", "learners", "tracking", "stream.ticket_batches", "generator.cuda_graphs"}
     assert set(MAY_CHANGE) == found | {"storage_path", "training.log_every"}
 
 

@@ -87,8 +87,8 @@ def test_each_way_is_measured_beside_the_package(report: dict[str, Any]) -> None
     assert stock["over_stock"] == [1, 1]
     assert ours["over_stock"][1] == ours["images_per_s"][1] / stock["images_per_s"][1]
     assert "error" not in stock
-    assert ours["error"]["max"] <= 1
-    assert 0 < half["error"]["mean"] < 3
+    assert max(ours["error"]["max"], ours["error_random"]["max"]) <= 1
+    assert 0 < half["error"]["mean"] < 0.3 < half["error_random"]["mean"] < 3
     assert ours["macs"] < stock["macs"]
     assert ours["bytes"] < 0.8 * stock["bytes"]
     assert half["bytes"] < 0.7 * ours["bytes"]
@@ -117,11 +117,14 @@ def test_the_report_becomes_a_table(report: dict[str, Any], benchmark: ModuleTyp
     lines = benchmark.table(run)
     assert lines[0].startswith("BigGAN-deep-32, 4 images at once, CPU")
     assert [line.split("  ")[0] for line in lines[2:]] == ["stock", "float32", "bfloat16"]
-    shown = module("docs/figures.py").biggan(report)
+    figures = module("docs/figures.py")
+    assert figures.biggan(report) == ""  # no published network
+    figures.PUBLISHED_WIDTH = 8
+    shown = figures.biggan(report)
     assert shown.count("| 32 px, CPU |") == 2
     assert "| bfloat16 | " in shown
     assert f"genray {run['ways']['float32']['macs'] / 1e9:.1f} and" in shown
     assert "\n\n| 32 px" in shown
-    run["ways"]["bfloat16"].update(bytes=None, macs=None, memory_bytes=None)  # as a compiled one has it
-    module("docs/figures.py").biggan(report)
+    run["ways"]["bfloat16"].update(bytes=None, memory_bytes=None)  # as a compiled one has it
+    figures.biggan(report)
     benchmark.table(run)

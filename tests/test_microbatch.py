@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -90,6 +91,48 @@ def test_processes_on_one_machine_share_its_memory() -> None:
     assert one == 4 * four > 2**20
 
 
+@pytest.mark.parametrize("mode", ["pool", "inline"])
+def test_so_do_all_that_render(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared: list[int] = []
+
+    def memory(device: torch.device, gpus: float, processes: int) -> Memory:
+        shared.append(processes)
+        return Memory(device, gpus, processes)
+
+    monkeypatch.setattr(microbatch, "Memory", memory)
+    monkeypatch.setattr(microbatch, "ENOUGH_S", 0.0)
+    sides = {"generators": {"mode": mode, "num": [1, 3]}, "learners": {"num_workers": 2}}
+    microbatch.measured(small(generator={"micro_batch": "auto"}, stream={"batch_size": 16}, **sides))
+    assert shared == [3 if mode == "pool" else 2]
+
+
+@pytest.mark.parametrize(("limit", "counts"), [("1048576\n", True), ("max\n", False), (None, False)])
+def test_a_container_may_have_less_than_the_machine(
+    limit: str | None, counts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(microbatch, "LIMIT", tmp_path / "memory.max")
+    if limit:
+        (tmp_path / "memory.max").write_text(limit)
+    most = Memory(torch.device("cpu"), 0, processes=1).most
+    assert (most == microbatch.OF_THE_MEMORY * 2**20) == counts
+    assert most > 0
+
+
+def test_memory_that_runs_out_while_a_size_is_measured_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def render(generator: Any, latents: Any, labels: Any, seeds: Any, size: int, device: Any) -> None:
+        calls.append(size)
+        if calls.count(16) == 2:  # the first time is a try
+            raise torch.OutOfMemoryError("out of memory")
+        time.sleep(0.002)
+
+    monkeypatch.setattr(microbatch, "render", render)
+    monkeypatch.setattr(microbatch, "ENOUGH_S", 0.0)
+    assert microbatch.measured(small(generator={"micro_batch": "auto"}, stream={"batch_size": 256})) == 8
+    assert max(calls) == 16
+
+
 def test_a_size_is_measured_for_a_while_but_a_slow_one_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     now, calls = 0.0, 0
     monkeypatch.setattr(time, "perf_counter", lambda: now)
@@ -134,12 +177,12 @@ def test_a_custom_generator_is_searched_with_latents_and_classes_that_it_has(mon
     class Seen:
         image_size, latent_dim, num_classes = 8, 4, 3
 
-        def __call__(self, z: torch.Tensor, labels: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+        def unchecked(self, z: torch.Tensor, labels: torch.Tensor, seeds: torch.Tensor) -> Any:
             assert z.dtype == torch.float32
             assert z.abs().max() <= 2
             seen.append((len(z), int(labels.min()), int(labels.max())))
             time.sleep(0.02 / len(z))
-            return torch.zeros(len(z), 3, 8, 8, dtype=torch.uint8)
+            return torch.zeros(len(z), 3, 8, 8, dtype=torch.uint8), torch.ones(len(z), dtype=torch.bool)
 
     monkeypatch.setattr(microbatch, "load", lambda config, device: Seen())
     monkeypatch.setattr(microbatch, "ENOUGH_S", 0.01)

@@ -89,6 +89,21 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) ->
     assert run.config.read_text() == before
 
 
+def test_a_run_from_before_a_field_was_there_goes_on(tmp_path: Path) -> None:
+    """It had what the field's default says."""
+    config = make(tmp_path)
+    run = claimed(config)
+    run.metrics.touch()
+    values = config.to_dict()
+    del values["learners"]["hang_timeout_s"], values["stream"]["reuse_window"]
+    run.config.write_text(json.dumps(values))
+    run.claim(config)
+    assert json.loads(run.config.read_text()) == config.to_dict()
+    run.config.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match="stream.reuse_window was 64, is 32"):
+        run.claim(make(tmp_path, stream={"reuse_window": 32}))
+
+
 @pytest.mark.parametrize("inside", [".", "runs", "runs/more"])
 def test_a_directory_that_cannot_be_made_is_refused(inside: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from fakes import small
 from genray import cluster, microbatch, tune
 from genray.config import Config
 from genray.configure import build
+from genray.fit import Stopped
 from genray.rundir import RunDirectory
 
 RATES = {"generators": 2.0, "generator": 100.0, "learner": 700.0}
@@ -125,6 +129,19 @@ def test_a_micro_batch_is_searched_for_once(tmp_path: Path, searched: list[Confi
     assert tune.settle(open_, say=said.append) == config
     assert len(searched) == 1
     assert not measured
+
+
+def test_a_search_can_be_stopped(tmp_path: Path, searched: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    def search(config: Config) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+        return 32
+
+    monkeypatch.setattr(microbatch, "where_it_renders", search)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="was stopped while it was measured"):
+        tune.settle(small(storage_path=str(tmp_path), generator={"micro_batch": "auto"}), say=lambda line: None)
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize("mode", ["pool", "inline"])

@@ -52,9 +52,6 @@ class Generator(Protocol):
     def __call__(self, z: Tensor, labels: Tensor | None, seeds: Tensor | None = None) -> Tensor:
         """Render one image for each latent.
 
-        A generator may also have `unchecked`, called in the same way, which does not wait for its device: it returns
-        the images and, bool `[n]`, which of them are finite, for the caller to look at later.
-
         Args:
             z: latents, float32 `[n, latent_dim]`.
             labels: classes, int64 `[n]`; None where the generator has none.
@@ -65,6 +62,13 @@ class Generator(Protocol):
 
         Raises:
             BadImages: a pixel is not finite; told before anything is rounded to uint8.
+        """
+        ...
+
+    def unchecked(self, z: Tensor, labels: Tensor | None, seeds: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The same images, and which of them are finite, bool `[n]`, without waiting for the device.
+
+        A generator of one's own need not have it: `load` gives it to it.
         """
         ...
 
@@ -102,7 +106,7 @@ def fetch(config: BigGANGenerator | CustomGenerator) -> None:
         ConfigError: they are not here and cannot be downloaded; says which files to put where.
     """
     if isinstance(config, BigGANGenerator):
-        resolve(config.model, download=True)
+        _here(config.model)
 
 
 def not_here(config: BigGANGenerator | CustomGenerator) -> str | None:

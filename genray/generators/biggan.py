@@ -9,7 +9,8 @@ checkpoint format of pytorch-pretrained-biggan. Against that package's forward p
   the condition (latent and class), so a single matrix product gives the scales and offsets of all layers;
 - doubling the resolution and the 3x3 convolution after it are one transposed convolution, with fewer than half of the
   multiplications; on the skip path it is an addition to each of four positions;
-- a class is looked up, not multiplied out of a one-hot vector.
+- a class is looked up, not multiplied out of a one-hot vector;
+- 1x1 convolutions are products of matrices, whose last bits hardly ever depend on the number of threads.
 
 Lower precision, compilation and CUDA graphs come on top, where they are asked for.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +32,7 @@ from genray.generators.graphs import Graphed
 from genray.generators.pixels import refuse, to_bytes
 from genray.settings import ConfigError
 
+TF32 = "tf32"
 Affines = Iterator[tuple[Tensor, Tensor]]
 Rendering = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -49,7 +52,8 @@ def load_biggan(
         directory: as found by `genray.generators.checkpoints.resolve`.
         truncation: in (0, 1]; chooses the batch-norm statistics. The latents must have been scaled by it already.
         device: where it renders.
-        precision: name of a torch dtype, that of weights and activations.
+        precision: name of a torch dtype, that of weights and activations; or `tf32`, which is float32 with products
+            of fewer bits where a GPU has them.
         compiled: whether torch.compile makes one graph of the network, for each number of images.
         cuda_graphs: whether the kernels are launched as a CUDA graph, one for each number of images; without effect on
             another device.
@@ -58,8 +62,9 @@ def load_biggan(
         ConfigError: the weights cannot be read, or are not exactly those of the network in config.json.
     """
     layout = read_layout(directory)
-    network = Network(layout, folded(directory, layout), truncation, getattr(torch, precision))
-    return BigGANDeep(network, layout, torch.device(device), compiled, cuda_graphs)
+    dtype = getattr(torch, "float32" if precision == TF32 else precision)
+    network = Network(layout, folded(directory, layout), truncation, dtype)
+    return BigGANDeep(network, layout, torch.device(device), compiled, cuda_graphs, tf32=precision == TF32)
 
 
 class BigGANDeep:
@@ -72,9 +77,10 @@ class BigGANDeep:
         device: torch.device,
         compiled: bool = False,
         cuda_graphs: bool = False,
+        tf32: bool = False,
     ):
         self.network = network.requires_grad_(False).to(device).to(memory_format=torch.channels_last)
-        self.device = device
+        self.device, self.tf32 = device, tf32
         self.image_size, self.latent_dim, self.num_classes = layout.output_dim, layout.z_dim, layout.num_classes
         self.render: Rendering = self.network.render
         if compiled:
@@ -99,7 +105,7 @@ class BigGANDeep:
         """The same images, and which of them are finite, bool `[n]`, without waiting for the device."""
         if labels is None:
             raise ValueError("BigGAN renders classes: labels must be given")
-        with _same_kernels(self.device):
+        with same_kernels(self.device, self.tf32):
             return self.render(z.to(self.device, torch.float32), labels.to(self.device))
 
 
@@ -150,7 +156,7 @@ class Network(nn.Module):
         What overflowed on the way is NaN, although tanh would make it an ordinary white or black.
         """
         condition = torch.cat([z, F.embedding(labels, self.classes)], 1)
-        affine = F.linear(condition, self.norms_weight, self.norms_bias).to(self.precision)
+        affine = F.linear(condition, self.norms_weight, self.norms_bias)
         scales, offsets = affine[:, :, None, None].chunk(2, 1)
         affines = zip(torch.split(scales, self.widths, 1), torch.split(offsets, self.widths, 1), strict=True)
         # The input layer's numbers are ordered height, width, channel, as in the original TensorFlow network.
@@ -163,6 +169,13 @@ class Network(nn.Module):
     def render(self, z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The images as bytes, and which of them are finite; see `genray.generators.pixels.to_bytes`."""
         return to_bytes(self(z, labels))
+
+
+class Pointwise(nn.Linear):
+    """A 1x1 convolution of `[n, c, h, w]` with the channels innermost."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class Block(nn.Module):
@@ -178,7 +191,7 @@ class Block(nn.Module):
         self.widths = [inputs, middle, middle, middle]
         first = nn.ConvTranspose2d(middle, middle, 4, 2, 1) if up else nn.Conv2d(middle, middle, 3, padding=1)
         second = nn.Conv2d(middle, middle, 3, padding=1)
-        self.convs = nn.ModuleList([nn.Conv2d(inputs, middle, 1), first, second, nn.Conv2d(middle, outputs, 1)])
+        self.convs = nn.ModuleList([Pointwise(inputs, middle), first, second, Pointwise(middle, outputs)])
         self.up, self.channels = up, outputs
 
     def forward(self, x: Tensor, affines: Affines) -> Tensor:
@@ -194,9 +207,9 @@ class Attention(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.keys = channels // 8
-        self.query = nn.Conv2d(channels, self.keys, 1, bias=False)
-        self.key_value = nn.Conv2d(channels, self.keys + channels // 2, 1, bias=False)
-        self.out = nn.Conv2d(channels // 2, channels, 1, bias=False)
+        self.query = Pointwise(channels, self.keys, bias=False)
+        self.key_value = Pointwise(channels, self.keys + channels // 2, bias=False)
+        self.out = Pointwise(channels // 2, channels, bias=False)
 
     def forward(self, x: Tensor, affines: Affines) -> Tensor:
         pooled = F.max_pool2d(self.key_value(x), 2)
@@ -234,8 +247,10 @@ def _affine(tensors: Mapping[str, Tensor], eps: float, truncation: float) -> tup
 
 
 def _activate(x: Tensor, affines: Affines) -> Tensor:
+    """Scale and offset, in float32 whatever the precision, and ReLU; without memory for what is in between."""
     scale, offset = next(affines)
-    return torch.addcmul(offset, x, scale).relu_()
+    out = None if x.requires_grad else torch.empty_like(x)
+    return torch.addcmul(offset, x, scale, out=out).relu_().to(x.dtype)
 
 
 def _add_doubled(x: Tensor, skip: Tensor) -> Tensor:
@@ -252,18 +267,26 @@ def _positions(x: Tensor) -> Tensor:
 
 
 @contextmanager
-def _same_kernels(device: torch.device) -> Iterator[None]:
-    """Keep cuDNN from choosing kernels by their time, or such as add up in another order each time."""
+def same_kernels(device: torch.device, tf32: bool) -> Iterator[None]:
+    """Keep a GPU from choosing kernels by their time, or such as add up in another order each time, or round."""
     if device.type != "cuda":
         yield
         return
-    cudnn = torch.backends.cudnn
-    before = cudnn.benchmark, cudnn.deterministic
-    cudnn.benchmark, cudnn.deterministic = False, True
+    cudnn, products = torch.backends.cudnn, "tf32" if tf32 else "ieee"
+    wanted: list[tuple[Any, str, Any]] = [
+        (cudnn, "benchmark", False),
+        (cudnn, "deterministic", True),
+        (cudnn.conv, "fp32_precision", products),
+        (torch.backends.cuda.matmul, "fp32_precision", products),
+    ]
+    before = [getattr(owner, name) for owner, name, _ in wanted]
+    for owner, name, value in wanted:
+        setattr(owner, name, value)
     try:
         yield
     finally:
-        cudnn.benchmark, cudnn.deterministic = before
+        for (owner, name, _), value in zip(wanted, before, strict=True):
+            setattr(owner, name, value)
 
 
 def _compiled(render: Rendering) -> Rendering:

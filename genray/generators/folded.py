@@ -28,7 +28,7 @@ from torch import Tensor
 from genray.generators.checkpoints import Layout, cache_directory, held, weights_file
 from genray.generators.folding import fold
 
-FORMAT = "genray.folded.1"
+FORMAT = "genray.folded.2"
 SETTLED_NS = 2_000_000_000
 """Age of a file from which a change of it would show in its times, on any file system."""
 FOLDING_S = 60.0
@@ -43,16 +43,21 @@ def folded(directory: Path, layout: Layout) -> dict[str, Tensor]:
     """
     source, place = weights_file(directory).resolve(), cache_directory("folded")
     note = place / f"{hashlib.sha256(str(source).encode()).hexdigest()[:16]}.json"
+    with suppress(OSError):  # all that start at once may read, without waiting for each other
+        if (tensors := _read(place, _key(layout, _noted(source, note)))) is not None:
+            return tensors
     with held(note.with_suffix(".lock"), FOLDING_S):
         try:
+            state = _state(source)
             key = _key(layout, _digest(source, note))
         except OSError:  # of the source itself
             return fold(layout, source)
-        path = place / f"{key}.safetensors"
-        tensors = _read(path, key)
+        tensors = _read(place, key)
         if tensors is None:
             tensors = fold(layout, source)
-            _write(path, tensors, key)
+            with suppress(OSError):
+                if _state(source) == state:  # or it may not be what the key says
+                    _write(place, tensors, key)
     return tensors
 
 
@@ -68,16 +73,28 @@ def _digest(source: Path, note: Path) -> str:
         OSError: it cannot be read.
     """
     state = _state(source)
-    with suppress(OSError, ValueError):
-        noted = json.loads(note.read_text())
-        if isinstance(noted, dict) and {**noted, "digest": ""} == {**state, "digest": ""}:
-            return str(noted["digest"])
+    if digest := _noted(source, note):
+        return digest
     with source.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     # A file changed again within the resolution of its times would look like the one noted.
     if _state(source) == state and time.time_ns() - max(state["modified"], state["changed"]) > SETTLED_NS:
         _replace(note, json.dumps({**state, "digest": digest}).encode())
     return digest
+
+
+def _noted(source: Path, note: Path) -> str:
+    """The digest that was noted for a file as it is now, empty where there is none.
+
+    Raises:
+        OSError: the file itself cannot be looked at.
+    """
+    state = _state(source)
+    with suppress(OSError, ValueError):
+        noted = json.loads(note.read_text())
+        if isinstance(noted, dict) and {**noted, "digest": ""} == {**state, "digest": ""}:
+            return str(noted["digest"])
+    return ""
 
 
 def _state(source: Path) -> dict[str, Any]:
@@ -92,10 +109,10 @@ def _state(source: Path) -> dict[str, Any]:
     }
 
 
-def _read(path: Path, key: str) -> dict[str, Tensor] | None:
+def _read(place: Path, key: str) -> dict[str, Tensor] | None:
     """The tensors of a file, mapped into memory; None where it is not there, cut short or not of this making."""
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(place / f"{key}.safetensors", "pt") as file:
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     except (OSError, SafetensorError, RuntimeError, ValueError):
@@ -103,7 +120,8 @@ def _read(path: Path, key: str) -> dict[str, Tensor] | None:
     return tensors if about == _about(tensors, key) else None
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], key: str) -> None:
+def _write(place: Path, tensors: Mapping[str, Tensor], key: str) -> None:
+    path = place / f"{key}.safetensors"
     partial = _partial(path)
     with suppress(OSError, SafetensorError):  # it is only kept for the next one
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """A published BigGAN-deep checkpoint as the tensors that rendering needs, at any truncation.
 
 Spectral norm is folded into the weights, and the doubling of the resolution into those of the convolution after it.
-Only what is used of the last convolution is kept, and what the batch norms multiply by and add is stacked, in the order
-in which they are applied. The statistics stay tables over the
+Only what is used of the last convolution is kept, 1x1 convolutions become the matrices that they are, and what the
+batch norms multiply by and add is stacked, in the order in which they are applied. The statistics stay tables over the
 truncation. `genray.generators.folded` keeps the result.
 """
 
@@ -61,14 +61,15 @@ def fold(layout: Layout, path: Path) -> dict[str, Tensor]:
     }
     for i, layer in enumerate(source.layers):
         if isinstance(layer, SelfAttn):
-            found[f"layers.{i}.query.weight"] = layer.snconv1x1_theta.weight
+            found[f"layers.{i}.query.weight"] = layer.snconv1x1_theta.weight.flatten(1)
             key_value = torch.cat([layer.snconv1x1_phi.weight, layer.snconv1x1_g.weight])
-            found[f"layers.{i}.key_value.weight"] = key_value
-            found[f"layers.{i}.out.weight"] = layer.gamma * layer.snconv1x1_o_conv.weight
+            found[f"layers.{i}.key_value.weight"] = key_value.flatten(1)
+            found[f"layers.{i}.out.weight"] = layer.gamma * layer.snconv1x1_o_conv.weight.flatten(1)
         else:
             for j, conv in enumerate((layer.conv_0, layer.conv_1, layer.conv_2, layer.conv_3)):
                 weight = _doubling(conv.weight) if layer.up_sample and j == 1 else conv.weight
-                found[f"layers.{i}.convs.{j}.weight"], found[f"layers.{i}.convs.{j}.bias"] = weight, conv.bias
+                found[f"layers.{i}.convs.{j}.weight"] = weight.flatten(1) if j in (0, 3) else weight
+                found[f"layers.{i}.convs.{j}.bias"] = conv.bias
 
     # The package's modules were made in the order in which they are applied.
     norms = [module for module in source.modules() if isinstance(module, BigGANBatchNorm)]

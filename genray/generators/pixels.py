@@ -56,9 +56,15 @@ class Quantised:
         self.latent_dim: int = made.latent_dim
         self.num_classes: int = made.num_classes
 
-    @torch.inference_mode()
     def __call__(self, z: Tensor, labels: Tensor | None, seeds: Tensor | None = None) -> Tensor:
         """See `genray.generators.Generator`; also raises BadImages for a wrong shape or dtype."""
+        images, finite = self.unchecked(z, labels, seeds)
+        refuse(finite)
+        return images
+
+    @torch.inference_mode()
+    def unchecked(self, z: Tensor, labels: Tensor | None, seeds: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The same images, and which of them are finite, bool `[n]`, without waiting for the device."""
         images = self.made(*(None if t is None else t.to(self.device) for t in (z, labels, seeds)))
         shape = (len(z), 3, self.image_size, self.image_size)
         if images.shape != shape or not (images.dtype == torch.uint8 or images.is_floating_point()):
@@ -66,4 +72,6 @@ class Quantised:
                 f"images must be uint8, or floats in [-1, 1], of shape {list(shape)}, "
                 f"got {images.dtype} of shape {list(images.shape)}"
             )
-        return images if images.dtype == torch.uint8 else quantise(images)
+        if images.dtype == torch.uint8:
+            return images, torch.ones(len(images), dtype=torch.bool, device=images.device)
+        return to_bytes(images)

@@ -53,9 +53,12 @@ def test_published_layouts_equal_the_package(size, truncation, tmp_path):
     assert largest_difference(ours, expected) <= 1
 
 
-def test_full_size_biggan_deep_128(tmp_path):
-    config = BigGANConfig().to_dict()
-    model = BigGAN(BigGANConfig())
+@pytest.mark.parametrize("size", [128, *(pytest.param(size, marks=pytest.mark.slow) for size in (256, 512))])
+def test_full_size_biggan_deep(size, tmp_path):
+    config = network(size, width=128, z_dim=128, num_classes=1000)
+    if size == 128:
+        assert config == json.loads(BigGANConfig().to_json_string())
+    model = BigGAN(BigGANConfig.from_dict(config))
     torch.manual_seed(0)
     state = {}
     for key, like in model.state_dict().items():
@@ -68,7 +71,7 @@ def test_full_size_biggan_deep_128(tmp_path):
     for key in [key for key in state if key.endswith("weight_u")]:
         state[key] /= state[key] @ state[f"{key[:-1]}orig"].flatten(1) @ state[f"{key[:-1]}v"]
     generator = load_biggan(write(tmp_path, config, state), 0.5, "cpu")
-    assert (generator.image_size, generator.latent_dim, generator.num_classes) == (128, 128, 1000)
+    assert (generator.image_size, generator.latent_dim, generator.num_classes) == (size, 128, 1000)
     model.load_state_dict(state, assign=True)
     z, classes = latents(config, 1)
     with torch.no_grad():

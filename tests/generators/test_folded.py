@@ -15,7 +15,7 @@ import torch
 from networks import write
 from safetensors.torch import save_file
 
-from genray.generators import checkpoints, folded, load
+from genray.generators import checkpoints, fetch, folded, load
 from genray.generators.biggan import load_biggan
 from genray.settings import ConfigError
 
@@ -168,6 +168,36 @@ def test_a_spoilt_note_is_written_again(cache, checkpoint, folds, monkeypatch, c
     assert len(folds) == 1
 
 
+def test_weights_replaced_while_they_are_folded_are_not_kept_as_those_before(cache, checkpoint, monkeypatch):
+    """Or a copy of the ones before, anywhere on this machine, would render as the ones after."""
+    directory, fold = checkpoint(), folded.fold
+    path = directory / "model.safetensors"
+    before = path.read_bytes()
+
+    def replaced(layout, source):
+        checkpoint(lambda state: state["generator.conv_to_rgb.bias"].add_(0.5))
+        return fold(layout, source)
+
+    monkeypatch.setattr(folded, "fold", replaced)
+    after = rendered(directory)
+    monkeypatch.setattr(folded, "fold", fold)
+    assert not kept(cache)
+    path.write_bytes(before)
+    assert not torch.equal(rendered(directory), after)
+
+
+def test_those_that_only_read_do_not_wait(cache, checkpoint, monkeypatch):
+    monkeypatch.setattr(folded, "SETTLED_NS", -1)
+    directory = checkpoint()
+    images = rendered(directory)
+
+    def held(*_: object) -> None:
+        raise AssertionError("it would wait")
+
+    monkeypatch.setattr(folded, "held", held)
+    assert torch.equal(rendered(directory), images)
+
+
 def test_another_layout_of_the_same_weights_is_kept_apart(cache, checkpoint, folds):
     directory = checkpoint()
     first = rendered(directory)
@@ -250,7 +280,9 @@ def test_of_several_processes_one_downloads(cache, checkpoint, monkeypatch):
 
     monkeypatch.setattr("genray.generators.resolve", resolve)
     load(BigGANGenerator(model=name), "cpu")
-    assert waited[0] >= 0.2
+    fetch(BigGANGenerator(model=name))
+    assert len(waited) == 2
+    assert min(waited) >= 0.2
 
 
 def test_a_checkpoint_is_told_by_its_content_not_by_its_place(cache, small, folds, tmp_path):

@@ -65,6 +65,75 @@ def test_an_option_is_off_by_a_little_where_weights_are_trained(options, mean, p
         assert found[0] > 0.001  # it does compute in less
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_what_norms_multiply_by_and_add_is_not_rounded(precision):
+    dtype = getattr(torch, precision)
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    scale, offset = torch.randn(2, 2, 3, 1, 1, generator=torch.Generator().manual_seed(1))
+    found = biggan._activate(x, iter([(scale, offset)]))
+    assert found.dtype == dtype
+    assert torch.equal(found, (offset + x.float() * scale).relu().to(dtype))
+    rounded = (offset.to(dtype) + x * scale.to(dtype)).relu()
+    assert not torch.equal(found, rounded)
+    z = x.clone().requires_grad_()
+    assert torch.equal(biggan._activate(z, iter([(scale, offset)])), found)
+
+
+@cuda
+@pytest.mark.parametrize(("precision", "share"), [("float32", 0.001), ("tf32", 0.05)])
+def test_a_gpu_renders_what_a_cpu_does(precision, share, tmp_path):
+    """But for a share of the pixels, none is off by more than a grey level."""
+    directory = EMBEDDED["digit-scenes"]
+    z = torch.randn(64, 32, generator=torch.Generator().manual_seed(1)).clamp(-2, 2)
+    exact = load_biggan(directory, 1.0, "cpu")(z, torch.arange(64) % 10)
+    images = load_biggan(directory, 1.0, "cuda", precision=precision)(z, torch.arange(64) % 10)
+    levels = (images.cpu().int() - exact.int()).abs()
+    assert float((levels > 1).float().mean()) <= share
+
+
+def test_tf32_is_float32_on_a_cpu(small, checkpoint):
+    z, classes = latents(small[0], 4)
+    directory = checkpoint()
+    exact = load_biggan(directory, 1.0, "cpu")(z, classes)
+    assert torch.equal(load_biggan(directory, 1.0, "cpu", precision="tf32")(z, classes), exact)
+
+
+def test_the_settings_of_a_gpu_are_those_that_are_asked_for_and_put_back():
+    """They are global; a learner that renders for itself has its own."""
+
+    def now() -> tuple[object, ...]:
+        cudnn = torch.backends.cudnn
+        products = cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+        return cudnn.benchmark, cudnn.deterministic, *products
+
+    before = now()
+    for tf32, products in ((False, "ieee"), (True, "tf32")):
+        with biggan.same_kernels(torch.device("cuda"), tf32):
+            assert now() == (False, True, products, products)
+        assert now() == before
+    with biggan.same_kernels(torch.device("cpu"), True):
+        assert now() == before
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_number_of_threads_changes_next_to_nothing(precision, tmp_path):
+    """Generators and learners that render for themselves may have different ones. 1x1 convolutions would differ."""
+    config = network(128, width=32)
+    directory = write(tmp_path, config, random_model(config).state_dict())
+    z, classes = latents(config, 4)
+    generator, threads = load_biggan(directory, 1.0, "cpu", precision=precision), torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 4):
+            torch.set_num_threads(count)
+            found.append(generator(z, classes))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert off(found[0], found[2])[2] <= 1
+    assert float((found[0] != found[2]).float().mean()) < 1e-4
+
+
 @pytest.mark.parametrize("size", [128, 256, 512])
 def test_bfloat16_renders_the_same_images_at_published_layouts(size, tmp_path):
     """Random weights make what is rounded off grow from layer to layer; two different images differ by 40 and more."""
