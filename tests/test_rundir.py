@@ -100,7 +100,7 @@ def test_a_run_from_before_a_field_was_there_goes_on(tmp_path: Path) -> None:
     run.claim(config)
     assert json.loads(run.config.read_text()) == config.to_dict()
     run.config.write_text(json.dumps(values))
-    with pytest.raises(ConfigError, match="stream.reuse_window was 64, is 32"):
+    with pytest.raises(ConfigError, match=r"stream\.reuse_window was 64, is 32"):
         run.claim(make(tmp_path, stream={"reuse_window": 32}))
 
 
