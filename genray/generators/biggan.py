@@ -276,7 +276,7 @@ def same_kernels(device: torch.device, tf32: bool) -> Iterator[None]:
     wanted: list[tuple[Any, str, Any]] = [
         (cudnn, "benchmark", False),
         (cudnn, "deterministic", True),
-        (cudnn.conv, "fp32_precision", products),
+        (cudnn.conv, "fp32_precision", products),  # type: ignore[attr-defined]
         (torch.backends.cuda.matmul, "fp32_precision", products),
     ]
     before = [getattr(owner, name) for owner, name, _ in wanted]
