@@ -72,20 +72,16 @@ def scaling(report: Record, path: Path) -> None:
 
 def pool(report: Record, path: Path) -> None:
     """Generators over time, of a pool that may have 1 to 6."""
-    kinds = {learners: None for learners in (r["learners"] for r in report["pool"])}
-    figure, rows = plt.subplots(len(kinds), 1, figsize=(9, 2.4 * len(kinds)), sharex=True, layout="constrained")
-    for axes, learners in zip(rows, kinds, strict=True):
-        of = [r for r in report["pool"] if r["learners"] == learners]
-        for record, color in zip(of, (GREY, BLUE), strict=True):
-            times, sizes = zip(*record["trace"], strict=True)
-            axes.step(times, sizes, where="post", color=color, label=record["settings"])
-        for phase, text in zip(of[-1]["phases"], ("fast", "slow: 1.5 generators would do", "fast"), strict=True):
-            axes.axvline(phase["at"], color="#cccccc", lw=1, zorder=0)
-            axes.text(phase["at"] + 1, 6.6, text, fontsize=8, color="#555555")
-        axes.set(ylim=(0, 7.3), ylabel="generators", yticks=range(0, 7, 2))
-        axes.set_title(f"{learners} learner{'s' * (learners > 1)}", loc="left", fontsize=10)
-        axes.legend(fontsize=8, loc="upper right", bbox_to_anchor=(1, 0.9))
-    rows[-1].set_xlabel("seconds")
+    figure, axes = plt.subplots(figsize=(9, 2.8), layout="constrained")
+    for record, color in zip(report["pool"], (GREY, BLUE), strict=True):
+        times, sizes = zip(*record["trace"], strict=True)
+        axes.step(times, sizes, where="post", color=color, label=record["settings"])
+    phases = report["pool"][-1]["phases"]
+    for phase, text in zip(phases, ("fast learner", "slow: 1.5 generators would do", "fast learner"), strict=True):
+        axes.axvline(phase["at"], color="#cccccc", lw=1, zorder=0)
+        axes.text(phase["at"] + 1, 6.6, text, fontsize=8, color="#555555")
+    axes.set(ylim=(0, 7.3), ylabel="generators", yticks=range(0, 7, 2), xlabel="seconds")
+    axes.legend(fontsize=8, loc="lower right")
     finish(figure, path)
 
 

@@ -275,23 +275,23 @@ def long(arguments: argparse.Namespace) -> Iterator[Record]:
 
 
 def pool(arguments: argparse.Namespace) -> Iterator[Record]:
-    """How a pool of 1 to 6 generators follows learners that are fast, slow (they need 1.5 of them) and fast again."""
-    for learners in (1, 2):
-        for name, defaults in (("Ray Data's defaults", True), ("genray", False)):
-            yield {"settings": name, "learners": learners, **followed(learners, defaults, arguments)}
+    """How a pool of 1 to 6 generators follows a learner that is fast, slow (it needs 1.5 of them) and fast again."""
+    for name, defaults in (("Ray Data's defaults", True), ("genray", False)):
+        yield {"settings": name, **followed(defaults, arguments)}
+        time.sleep(cluster.RESERVED_S + 10)  # until what this stream had can be had by the next one
 
 
-def followed(learners: int, defaults: bool, arguments: argparse.Namespace) -> Record:
-    """Generators over time, and for each phase when it began, a learner's seconds for a block, and blocks a second."""
-    config = config_of(6, learners, 1.0, 32, 32)
+def followed(defaults: bool, arguments: argparse.Namespace) -> Record:
+    """Generators over time; for each phase when it began, the learner's seconds for a block, and blocks a second."""
+    config = config_of(6, 1, 1.0, 32, 32)
     look_ahead = -(-24 * Plan.of(config).ticket_bytes // 2**20)
     config = replace(config, generators=replace(config.generators, num=(1, 6), look_ahead_mib=look_ahead))
     phases: list[Record] = []
     trace: list[tuple[float, int]] = []
-    with Stream(config, 0.05 * learners, defaults) as flow:
+    with Stream(config, 0.05, defaults) as flow:
         flow.wait_for(1)
         began = time.monotonic()
-        for step_s in (0.05 * learners, learners / 1.5, 0.05 * learners):
+        for step_s in (0.05, 1 / 1.5, 0.05):
             flow.take(step_s)
             at, seen = time.monotonic() - began, flow.seen()
             while (now := time.monotonic() - began) < at + arguments.phase:

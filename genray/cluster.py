@@ -13,6 +13,8 @@ from genray.settings import ConfigError
 
 ATTEMPTS = 3
 DATA_CPUS = 1  # Ray Data's own read and repartition tasks
+RESERVED_S = 30
+"""Seconds for which a stream that was killed keeps what it had from the pool of the next one; Ray's default is 180."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ def _start(address: str | None) -> None:
         os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
         # Ray keeps a record of so many tasks; with its default of 100 000 a long stream takes 600 MiB for them.
         os.environ.setdefault("RAY_task_events_max_num_task_in_gcs", "2000")
+        os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", str(RESERVED_S))
     options = {"address": address} if address else {"address": "local", "include_dashboard": False}
     for attempt in range(1, ATTEMPTS + 1):
         try:
