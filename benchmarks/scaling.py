@@ -231,7 +231,8 @@ def overlap(arguments: argparse.Namespace) -> Iterator[Record]:
 def many(arguments: argparse.Namespace) -> Iterator[Record]:
     """Large pools, once each; rendering takes longer with more generators, so that the stream is no limit."""
     for generators in (4, 8, 16, 32, 64, 128):
-        yield from of(generators, 4, arguments.rate, (1 / 1.5,), ROUNDS * generators)
+        blocks = max(WINDOW_S * arguments.rate, ROUNDS * generators)
+        yield from of(generators, 4, arguments.rate, (1 / 1.5,), blocks)
 
 
 def balance(arguments: argparse.Namespace) -> Iterator[Record]:

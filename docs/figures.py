@@ -316,7 +316,9 @@ def _biggan(run: dict[str, Any]) -> str:
             cells.append("")
         cells.append(f"{rate * of['macs'] / multiplied[of['precision']]:.0%}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    peaks = ", ".join(f"{rate / 1e9:,.0f} in {name}" for name, rate in multiplied.items())
+    peaks = ", ".join(
+        f"{rate / 1e9:,.0f} billion multiply-adds a second in {name}" for name, rate in multiplied.items()
+    )
     lines += [
         "",
         f"{run['micro_batch']} images at once, torch {run['versions']['torch']}"
@@ -324,8 +326,8 @@ def _biggan(run: dict[str, Any]) -> str:
         + (", the package's convolutions with TF32, as torch has them" if stock["precision"] == "tf32" else "")
         + f". For an image the package takes {stock['macs'] / 1e9:.1f} billion multiply-adds and "
         f"{stock['bytes'] / 1e6:.0f} MB read and written, genray {ours['macs'] / 1e9:.1f} and "
-        f"{ours['bytes'] / 1e6:.0f}. This device copies at {copied / 1e9:,.0f} GB/s and makes {peaks} billion "
-        "multiply-adds a second in a matrix product.",
+        f"{ours['bytes'] / 1e6:.0f}. This device copies at {copied / 1e9:,.0f} GB/s and makes {peaks} in a product of "
+        "matrices.",
     ]
     return "\n".join(lines)
 
