@@ -49,7 +49,7 @@ WARM, READY = 4, 8
 PASSED = READY + 4
 LOOK_S = 3.0
 """Seconds between two looks at what the other processes take."""
-SIZED = 6400
+SIZED = 3200
 """Anchors for each measurement of `sizes`, at the least."""
 
 
@@ -376,7 +376,7 @@ def ways(arguments: argparse.Namespace) -> Iterator[Record]:
 def sizes(arguments: argparse.Namespace) -> Iterator[list[Record]]:
     """The stream and a DataLoader with tickets of ever more anchors, in batches of 16."""
     done: list[Record] = []
-    for batches in (1, 2, 4, 8, 16):
+    for batches in (1, 4, 16):
         tickets, rounds = max(arguments.tickets, SIZED // (16 * batches)), []
         overrides = ["--stream.batch_size", "16", "--stream.ticket_batches", str(batches)]
         for rounds in taken_in_turns(arguments, ["genray", "loader"], tickets, overrides):  # noqa: B007
