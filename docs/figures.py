@@ -257,7 +257,7 @@ def side_by_side(report: dict[str, Any]) -> str:
         f"{ways['scheduling']['median']:.1%}; the others are Ray's own and cost the same however much is rendered."
     ]
     if sizes:
-        told.append(f"Against a DataLoader by the size of a ticket, in batches of 16: {sizes}.")
+        told.append(f"Of the speed of a DataLoader, by the size of a ticket in batches of 16: {sizes}.")
     machine, versions = report["machine"], report["versions"]
     told.append(
         f"Preset `{ways['preset']}` on {machine['cpus']} CPU cores, torch {versions['torch']}, Ray {versions['ray']}."
