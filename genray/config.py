@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from genray.latents import Gaussian, LatentView
+from genray.objectives import Contrastive, Objective
 from genray.settings import ConfigError, settings
 
 Positive = Annotated[int, Field(gt=0)]
@@ -149,18 +150,6 @@ class Augment:
 
 
 @settings
-class Objective:
-    """The contrastive loss; with more than two views it is the multi-positive one."""
-
-    kind: Literal["simclr", "supcon"] = "simclr"
-    """`simclr`: the views of one anchor attract. `supcon`: all views of one class do."""
-    temperature: Annotated[float, Field(gt=0)] = 0.1
-    """Scale by which similarities are divided; a smaller one makes the nearest negatives count more."""
-    base_temperature: Annotated[float, Field(gt=0)] = 0.07
-    """The loss is scaled by temperature / base_temperature."""
-
-
-@settings
 class Model:
     """The encoder that is trained, and how it computes."""
 
@@ -169,7 +158,9 @@ class Model:
     model_args: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of `timm.create_model`."""
     projection: tuple[Positive, Positive] = (2048, 128)
-    """Width of the projection head's hidden layer and of its output."""
+    """Width of the projection head's hidden layer and of its output, for `simclr` and `supcon`; other objectives have
+    their own.
+    """
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the forward pass."""
     channels_last: bool = True
@@ -305,7 +296,7 @@ class Config:
     view: LatentView = Gaussian()
     stream: Stream = Stream()
     augment: Augment = Augment()
-    objective: Objective = Objective()
+    objective: Objective = Contrastive()
     model: Model = Model()
     optimizer: Optimizer = SGD()
     training: Training = Training()

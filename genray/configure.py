@@ -147,10 +147,16 @@ def _override(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str,
                 raise ConfigError(f"{path} must name a field, but {parent} holds the value {node!r}")
         if value is None and "none" in _words(path):
             value = "none"  # a choice like any other in this field
-        if leaf == "kind" and parents[0] in kinds and node.get("kind") != value:
+        if leaf == "kind" and parents[0] in kinds and not _together(parents[0], node.get("kind"), value):
             node.clear()
         node[leaf] = value
     return values
+
+
+def _together(section: str, *kinds: Any) -> bool:
+    """Whether these kinds of a section are told by the same fields, which then keep their numbers."""
+    members = _members(_hints(Config)[section])
+    return any(all(kind in _kinds_of(member) for kind in kinds) for member in members)
 
 
 def _words(path: str) -> list[str]:
@@ -215,7 +221,7 @@ def _path(location: tuple[int | str, ...]) -> str:
         if isinstance(step, str) and step in known:
             owners = [member for member in _members(known[step]) if is_dataclass(member)]
             path.append(step)
-        elif isinstance(step, int) or (owners and step not in map(_kind, owners)):
+        elif isinstance(step, int) or (owners and not any(step in _kinds_of(owner) for owner in owners)):
             path.append(str(step))
     return ".".join(path)
 
@@ -228,7 +234,7 @@ def _fields_at(section: str, values: Mapping[str, Any]) -> list[str]:
         node = node.get(step, {}) if isinstance(node, Mapping) else {}
         candidates = [member for member in _members(_hints(owner)[step]) if is_dataclass(member)]
         kind = node.get("kind") if isinstance(node, Mapping) else None
-        owner = next((member for member in candidates if _kind(member) == kind), candidates[0])
+        owner = next((member for member in candidates if kind in _kinds_of(member)), candidates[0])
     return [f.name for f in fields(owner)]
 
 
@@ -240,9 +246,10 @@ def reference() -> str:
         if not members:
             lines.append(_field_line(Config, name))
         for member in members:
-            kind = f"  (kind = {_kind(member)!r})" if len(members) > 1 else ""
+            told = _kinds_of(member) if len(members) > 1 else ()
+            kind = f"  (kind = {' or '.join(map(repr, told))})" if told else ""
             lines += ["", f"[{name}]{kind}  {(member.__doc__ or '').splitlines()[0]}"]
-            lines += [_field_line(member, f.name) for f in fields(member) if f.name != "kind" or not kind]
+            lines += [_field_line(member, f.name) for f in fields(member) if f.name != "kind" or len(told) != 1]
     return "\n".join(lines)
 
 
@@ -257,8 +264,9 @@ def _hints(owner: Any) -> dict[str, Any]:
     return get_type_hints(owner, include_extras=True)
 
 
-def _kind(member: Any) -> Any:
-    return member.__pydantic_fields__["kind"].default if "kind" in member.__pydantic_fields__ else None
+def _kinds_of(member: Any) -> tuple[Any, ...]:
+    """What a section's `kind` may be; nothing where it has none."""
+    return get_args(_hints(member)["kind"]) if is_dataclass(member) and "kind" in _hints(member) else ()
 
 
 def _members(hint: Any) -> list[Any]:

@@ -39,6 +39,9 @@ def line(record: Record, steps: int, eta_s: float | None) -> str:
     parts = [f"step {record['step']:>{len(str(steps))}}/{steps}"]
     for key, text in (
         ("loss", "loss {:.3f}"),
+        ("latent_error", "latents {:.2f}"),
+        ("class_accuracy", "classes {:.1%}"),
+        ("spread", "spread {:.2f}"),
         ("images_per_s", "{:,.0f} images/s"),
         ("data_wait", "wait {:.0%}"),
         ("generator_busy", "generators {:.0%}"),

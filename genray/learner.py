@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genray import balance, checkpoint, losses, optim, reuse
+from genray import balance, checkpoint, losses, objectives, optim, reuse
 from genray.augment import augment_views, policy
-from genray.config import Config, Objective
+from genray.config import Config
 from genray.course import Course
-from genray.model import build
+from genray.model import Columns, Encoder, Outputs
 from genray.plan import Plan
 from genray.stopwatch import Stopwatch
 from genray.views import Block
@@ -47,35 +47,33 @@ Wish = Literal["go on", "save", "stop"]
 
 
 def train_step(
-    model: nn.Module,
+    encoder: Encoder,
+    parallel: nn.Module,
     optimizer: torch.optim.Optimizer,
     images: Tensor,
-    labels: Tensor,
-    objective: Objective,
+    columns: Columns,
+    progress: float,
     dtype: torch.dtype,
     lap: Callable[[str], None] = lambda name: None,
-) -> tuple[Tensor, Tensor]:
-    """One optimiser step on images `[V * n, 3, h, w]` and the labels of their anchors `[n]`.
+) -> tuple[Tensor, Outputs]:
+    """One optimiser step on images `[V * n, 3, h, w]` and what is known of their `n` anchors.
 
-    All views go through one forward pass, so that batch norm sees them together. `lap` is told when a part is done.
+    All views go through one forward pass, so that batch norm sees them together. `parallel` is the encoder as it is
+    trained, `progress` the share of the run that lies before the step; `lap` is told when a part is done.
 
     Returns:
-        The loss and the embeddings `[V * n, D]`, detached and not waited for.
+        The loss and the encoder's outputs, detached and not waited for.
     """
     with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-        embeddings = model(images)
-    loss = losses.contrastive_loss(
-        embeddings,
-        labels.repeat(len(images) // len(labels)),
-        objective.temperature,
-        objective.base_temperature,
-    )
+        outputs = parallel(images)
+    loss = encoder.loss(outputs, columns)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     lap("forward_backward")
     optimizer.step()
+    encoder.after_step(progress)
     lap("optimizer")
-    return loss.detach(), embeddings.detach()
+    return loss.detach(), {name: rows.detach() for name, rows in outputs.items()}
 
 
 @dataclass
@@ -138,7 +136,7 @@ class Learner:
     def __init__(self, config: Config, rank: int, device: torch.device, num_workers: int | None = None):
         self.config, self.plan, self.rank, self.device = config, Plan.of(config, num_workers), rank, device
         self.policy = policy(config.augment, self.plan.image_size)
-        encoder = build(config.model, config.seed)
+        encoder = objectives.build(config, self.plan)
         if config.model.sync_batch_norm and self.plan.num_workers > 1:
             from timm.layers import convert_sync_batchnorm  # torch's own drops the activation of timm's fused layers
 
@@ -181,10 +179,9 @@ class Learner:
         self.stopwatch.lap("augment")
         return images
 
-    def labels(self, batch: Block) -> Tensor:
-        """What makes two anchors' views positive: the anchor's id, or its class."""
-        column = batch["anchor" if self.config.objective.kind == "simclr" else "label"]
-        return torch.from_numpy(column).to(self.device)
+    def columns(self, batch: Block) -> Columns:
+        """What the objective must know of the batch, on this learner's device."""
+        return {name: torch.from_numpy(batch[name]).to(self.device) for name in self.encoder.columns}
 
     def train(self, blocks: Iterator[Block], asked: Callable[[int], Wish] = lambda step: "go on") -> Iterator[Report]:
         """Consume the stream to the end of the run, yielding a report where one is due.
@@ -215,8 +212,9 @@ class Learner:
                     self.open.measured.arrived(self.latest)
                 self.step = step = self.step + 1
                 optim.set_learning_rate(self.optimizer, self.learning_rate(step))
-                loss, embeddings = train_step(
-                    model, self.optimizer, self.images(batch), self.labels(batch), self.config.objective, dtype, lap
+                columns, progress = self.columns(batch), (step - 1) / plan.steps
+                loss, outputs = train_step(
+                    self.encoder, model, self.optimizer, self.images(batch), columns, progress, dtype, lap
                 )
                 window = self.open
                 window.batches.append((step, beside.submit(_checksums, batch, self.rank * plan.local_batch)))
@@ -228,7 +226,7 @@ class Learner:
                 if step % training.log_every == 0 or step % probe_every == 0 or last:
                     self._stop_if(bad_step)
                     lap("other")
-                    yield Report(self._record(step, window, embeddings), False)
+                    yield Report(self._record(step, window, outputs, columns), False)
                     self.open = Window()
                     self.stopwatch.start()
                 wish = asked(step)
@@ -280,15 +278,12 @@ class Learner:
             for start in range(0, len(block["anchor"]), self.plan.local_batch):
                 yield {name: column[start : start + self.plan.local_batch] for name, column in block.items()}
 
-    def _record(self, step: int, window: Window, embeddings: Tensor) -> dict[str, Any]:
-        views = self.config.stream.num_views
-        by_view = embeddings.view(views, -1, embeddings.shape[1])
+    def _record(self, step: int, window: Window, outputs: Outputs, columns: Columns) -> dict[str, Any]:
         return {
             "step": step,
             "anchors": step * self.config.stream.batch_size,
             **window.record(self),
-            "alignment": float(losses.alignment(by_view)),
-            "uniformity": float(losses.uniformity(by_view)),
+            **{name: float(value) for name, value in self.encoder.metrics(outputs, columns).items()},
             "lr": self.learning_rate(step),
         }
 

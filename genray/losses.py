@@ -39,7 +39,7 @@ def contrastive_loss(
     """
     rank, world = _rank_and_world()
     with torch.autocast(embeddings.device.type, enabled=False):
-        own = _unit(embeddings)
+        own = unit(embeddings)
         rows, row_labels = (_Gather.apply(own), _Gather.apply(labels)) if world > 1 else (own, labels)
         itself = torch.zeros(len(own), len(rows), dtype=torch.bool, device=own.device)
         itself.diagonal(offset=rank * len(own)).fill_(True)
@@ -51,10 +51,23 @@ def contrastive_loss(
         per_row = torch.logsumexp(logits.masked_fill(itself, -torch.inf), 1) - attraction
         total = per_row.where(positives > 0, 0).sum()
 
-    count = (positives > 0).sum()
+    return mean_over_learners(total, (positives > 0).sum(), temperature / base_temperature)
+
+
+def mean_over_learners(total: Tensor, count: Tensor, scale: float = 1.0) -> Tensor:
+    """This learner's share of the mean over the rows of all learners, times the number of learners.
+
+    Learners need not have equally many rows that count. All of them must call it.
+
+    Args:
+        total: sum over this learner's rows.
+        count: int64, how many rows that is; afterwards those of all learners.
+        scale: of the result.
+    """
+    _, world = _rank_and_world()
     if world > 1:
-        dist.all_reduce(count)  # the mean is over all learners' rows, which need not have equally many positives
-    return temperature / base_temperature * world * total / count.clamp(min=1)
+        dist.all_reduce(count)
+    return scale * world * total / count.clamp(min=1)
 
 
 @torch.no_grad()
@@ -65,7 +78,7 @@ def alignment(embeddings: Tensor) -> Tensor:
         embeddings: this learner's rows, `[V, B, D]`, of any length.
     """
     # The mean of |u - u'|^2 over pairs is twice the unbiased variance over views, summed over coordinates.
-    return 2 * _unit(embeddings).var(0).sum(-1).mean()
+    return 2 * unit(embeddings).var(0).sum(-1).mean()
 
 
 @torch.no_grad()
@@ -76,16 +89,22 @@ def uniformity(embeddings: Tensor) -> Tensor:
         embeddings: this learner's rows, `[V, B, D]`, of any length; pairs are formed within each view.
     """
     with torch.autocast(embeddings.device.type, enabled=False):
-        unit = _unit(embeddings)
-        views, anchors, _ = unit.shape
-        exponent = 4 * (unit @ unit.mT) - 4  # |a - b|^2 = 2 - 2 a.b between unit rows
-        itself = torch.eye(anchors, dtype=torch.bool, device=unit.device)
+        rows = unit(embeddings)
+        views, anchors, _ = rows.shape
+        exponent = 4 * (rows @ rows.mT) - 4  # |a - b|^2 = 2 - 2 a.b between unit rows
+        itself = torch.eye(anchors, dtype=torch.bool, device=rows.device)
         pairs = views * anchors * (anchors - 1)
         return exponent.masked_fill(itself, -torch.inf).flatten().logsumexp(0) - math.log(pairs)
 
 
-def _unit(embeddings: Tensor) -> Tensor:
-    return F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=-1)
+def unit(embeddings: Tensor) -> Tensor:
+    """Rows divided by their length, in float32 at least."""
+    return F.normalize(widened(embeddings), dim=-1)
+
+
+def widened(values: Tensor) -> Tensor:
+    """The same values, in float32 at least."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 @torch.no_grad()

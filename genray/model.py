@@ -1,8 +1,10 @@
-"""The encoder that is trained: a timm backbone and a projection head."""
+"""The network that is trained: a timm backbone under the heads of an objective."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import numpy as np
@@ -10,46 +12,68 @@ import torch
 from torch import Tensor, nn
 
 from genray.config import Model
+from genray.losses import alignment, uniformity
 from genray.random import words
 from genray.settings import ConfigError
 
+Outputs = dict[str, Tensor]
+"""What a network makes of images, rows by view: `embeddings` `[V * n, D]`, and what else its objective compares."""
+Columns = dict[str, Tensor]
+"""Columns of a batch on the learner's device, by their names in a block, a row for each anchor."""
+
 
 class Encoder(nn.Module):
-    """A backbone, which is kept, and the two-layer projection head that only training uses.
+    """A backbone, which is kept, and what only training uses: the heads of an objective, in a subclass.
 
-    The head is Linear, ReLU, Linear without batch norm, as in arXiv 2106.05258.
+    One step is `loss(forward(images), columns)`, its gradient, and `after_step`. `forward` holds every parameter that
+    is trained, so that it is all that runs data-parallel, compiled and in lower precision; `loss` is float32 at least.
+    Whatever a step changes is in the state dict, so that a run goes on from there exactly.
+
+    Args:
+        backbone: a timm model without its classifier.
+        views: views of each anchor.
     """
 
-    def __init__(self, backbone: nn.Module, projection: tuple[int, int]) -> None:
-        super().__init__()
-        hidden, out = projection
-        self.num_features = feature_width(backbone)
-        self.backbone = backbone
-        self.head = nn.Sequential(nn.Linear(self.num_features, hidden), nn.ReLU(), nn.Linear(hidden, out))
+    columns: tuple[str, ...] = ()
+    """Columns of a block that the loss is taken against."""
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Embeddings `[n, projection[1]]`, not normalised, of normalised images `[n, 3, H, W]`."""
-        return cast(Tensor, self.head(self.features(images)))
+    def __init__(self, backbone: nn.Module, views: int) -> None:
+        super().__init__()
+        self.num_features = feature_width(backbone)
+        self.backbone, self.views = backbone, views
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Embeddings, not normalised, and the like of normalised images `[V * n, 3, H, W]`, all first views first."""
+        raise NotImplementedError
+
+    def loss(self, outputs: Outputs, columns: Columns) -> Tensor:
+        """A scalar whose mean over the learners is that of one process on the rows of all."""
+        raise NotImplementedError
+
+    def metrics(self, outputs: Outputs, columns: Columns) -> dict[str, Tensor]:
+        """Scalars that tell how training goes, of this learner's rows."""
+        embeddings = self.by_view(outputs["embeddings"])
+        return {"alignment": alignment(embeddings), "uniformity": uniformity(embeddings)}
+
+    def after_step(self, progress: float) -> None:
+        """What is to be done after the optimiser's step, `progress` being the share of the run that lay before it."""
+
+    def by_view(self, rows: Tensor) -> Tensor:
+        """Rows `[V * n, …]` as `[V, n, …]`."""
+        return rows.unflatten(0, (self.views, -1))
 
     def features(self, images: Tensor) -> Tensor:
         """Pooled features of the backbone, `[n, num_features]`: what probes and exports see."""
         return cast(Tensor, self.backbone(images))
 
 
-def build(config: Model, seed: int) -> Encoder:
-    """An untrained encoder on the CPU, a function of its configuration and the seed alone.
-
-    So every learner starts from the same network, and the untrained baseline is that network again. The caller's
-    random state is neither used nor moved.
-
-    Raises:
-        ConfigError: timm has no such model, or the model does not take the `model_args`.
-    """
+@contextmanager
+def first_weights(seed: int) -> Iterator[None]:
+    """Within it, weights are drawn from a random state that the seed decides; the caller's is not moved."""
     start = int(words(seed, "model", np.zeros(1, dtype=np.int64), 1)[0, 0])
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(start)
-        encoder = Encoder(build_backbone(config), config.projection)
-    return encoder.to(memory_format=torch.channels_last) if config.channels_last else encoder
+        yield
 
 
 def build_backbone(config: Model) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from genray import objectives
 from genray.config import Config
 from genray.generators import describe
 from genray.latents import Anchors
@@ -40,15 +41,7 @@ class Plan:
         `num_workers` is how many learners there are, where that may change; their largest number if it is not given.
         """
         spec, stream = describe(config.generator), config.stream
-        if config.objective.kind == "supcon" and not spec.num_classes:
-            raise ConfigError(
-                f"objective.kind must be 'simclr' for a generator without classes, got 'supcon' with {spec.name}"
-            )
-        if config.view.kind == "independent" and not spec.num_classes:
-            raise ConfigError(
-                "view.kind must not be 'independent' for a generator without classes (its views would share nothing), "
-                f"got 'independent' with {spec.name}"
-            )
+        objectives.check(config, spec)
         rendered = stream.num_views if config.view.renders else 1
         high = config.learners.bounds[1]
         workers = num_workers or high

@@ -155,6 +155,18 @@ def test_what_lies_on_the_edge_is_allowed(values: dict[str, Any]) -> None:
         ({"stream": {"reuse_window": 1}}, "stream.reuse_window must be greater than or equal to 2, got 1"),
         ({"generator": {"truncation": 1.5}}, "generator.truncation must be less than or equal to 1, got 1.5"),
         ({"view": {"std": 0}}, "view.std must be greater than 0, got 0"),
+        (
+            {"objective": {"kind": "supcon", "temperature": 0}},
+            "objective.temperature must be greater than 0, got 0",
+        ),
+        (
+            {"objective": {"kind": "byol", "momentum": 2}},
+            "objective.momentum must be less than or equal to 1, got 2",
+        ),
+        (
+            {"objective": {"kind": "simsiam", "projection": [8, 0]}},
+            "objective.projection.1 must be greater than 0, got 0",
+        ),
         ({"optimizer": {"lr": -1}}, "optimizer.lr must be greater than 0, got -1"),
         ({"generators": {"num": 0}}, "generators.num must be greater than 0, got 0"),
         ({"generators": {"num": [0, 2]}}, "generators.num.0 must be greater than 0, got 0"),
@@ -190,6 +202,15 @@ def test_a_name_must_be_given() -> None:
         ({"stream": {"batchsize": 4}}, "stream.batchsize must be a field of stream; did you mean 'batch_size'?"),
         ({"view": {"sdt": 1}}, "view.sdt must be a field of view; did you mean 'std'?"),
         ({"view": {"kind": "none", "std": 1}}, "view.std must be a field of view; it has kind"),
+        (
+            {"objective": {"kind": "supcon", "temperatur": 1}},
+            "objective.temperatur must be a field of objective; did you mean 'temperature'?",
+        ),
+        (
+            {"objective": {"kind": "simclear"}},
+            "objective.kind must be one of simclr, supcon, inverter, classifier, simsiam, byol, got 'simclear'; did "
+            "you mean 'simclr'?",
+        ),
         (
             {"optimizer": {"kind": "adamw", "beta": 1}},
             "optimizer.beta must be a field of optimizer; did you mean 'betas'?",
@@ -233,6 +254,8 @@ def test_a_section_of_several_kinds_has_a_default_one() -> None:
         {"generators": {"num": [1, 4]}, "augment": {"scale": [0.1, 1.0], "jitter": [1, 1, 1, 0.5], "flip": 0.0}},
         {"generator": {**CUSTOM, "options": {"depth": [1, 2], "inner": {"a": None}}}, "view": {"kind": "none"}},
         {"stream": {"ticket_batches": 1, "reuse": 4, "reuse_window": 16}},
+        {"objective": {"kind": "supcon", "temperature": 0.5}},
+        {"objective": {"kind": "byol", "projection": [32, 16], "momentum": 0.9}},
         {"stream": {"num_anchors": 1000, "num_neighbors": 20}, "tracking": {"uri": "http://mlflow:5000"}},
     ],
 )
@@ -316,8 +339,9 @@ def test_the_reference_explains_every_field() -> None:
         {},
         {"view": {"kind": "none"}, "optimizer": {"kind": "lars"}, "generator": CUSTOM},
         {"view": {"kind": "independent"}, "optimizer": {"kind": "adamw"}},
+        *({"objective": {"kind": kind}} for kind in ("supcon", "inverter", "classifier", "simsiam", "byol")),
     ]
     for values in kinds:
         for section, fields in build({"name": "x", **values}).to_dict().items():
             names = [f"{section}.{name}" for name in fields] if isinstance(fields, dict) else [section]
-            assert set(names) - {f"{kind}.kind" for kind in ("view", "optimizer", "generator")} <= found
+            assert set(names) - {f"{kind}.kind" for kind in ("view", "optimizer", "generator", "objective")} <= found

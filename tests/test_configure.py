@@ -147,6 +147,19 @@ def test_another_objective_keeps_its_temperature(source: str) -> None:
     assert (config.objective.kind, config.objective.temperature) == ("supcon", 0.3)
 
 
+def test_an_objective_of_another_sort_does_not(source: str) -> None:
+    config = load(source, "--objective.momentum 0.9 --objective.kind byol")
+    assert config.to_dict()["objective"] == {
+        "kind": "byol",
+        "projection": [4096, 256],
+        "prediction": 4096,
+        "momentum": 0.9,
+    }
+    assert told(source, "--objective.kind simsiam --objective.temperature 1") == (
+        "objective.temperature must be a field of objective; it has kind, projection, prediction"
+    )
+
+
 def test_overrides_reach_into_sections_that_are_not_there(source: str) -> None:
     config = load(source, "--model.model_args.layers [1,1] --probe.data digit-scenes --generator.micro_batch 8")
     assert config.model.model_args == {"layers": [1, 1]}

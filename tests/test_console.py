@@ -43,6 +43,11 @@ def test_line_holds_everything_a_record_does() -> None:
     assert line(record, 400, 83.4) == expected
 
 
+def test_line_tells_what_an_objective_measures() -> None:
+    record = {"step": 2, "loss": 1.0, "latent_error": 0.926, "class_accuracy": 0.25, "spread": 0.5, "knn": 0.6}
+    assert line(record, 9, None) == "step 2/9  loss 1.000  latents 0.93  classes 25.0 %  spread 0.50  kNN 60.0 %"
+
+
 def test_line_leaves_out_what_is_not_known() -> None:
     assert line({"step": 1, "time": 0, "loss": 1.0, "data_wait": None}, 9, None) == "step 1/9  loss 1.000"
 

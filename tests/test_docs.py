@@ -83,7 +83,7 @@ def recorded(tmp_path_factory):
     window.measured.steps = 1
     window.measured.arrived(renderer.block(Course(learner.plan).ticket(0)))
     learner.stopwatch.lap("wait")
-    record = learner._record(1, window, torch.eye(4))
+    record = learner._record(1, window, {"embeddings": torch.eye(4)}, {})
     Recorder(config).after_report(None, [record], None)
     return set(records.last(run.metrics))
 

@@ -9,9 +9,10 @@ import torch
 import torchvision
 from safetensors.torch import load_file
 
-from genray import config
+from genray import config, objectives
 from genray.export import export_run, export_timm, export_torchvision, torchvision_mismatch
-from genray.model import Encoder, build
+from genray.model import Encoder
+from genray.plan import Plan
 from genray.settings import UserError
 
 TINY = config.Model(
@@ -24,9 +25,14 @@ VIT = config.Model(
 )
 
 
-def trained(model: config.Model) -> Encoder:
+def build(model: config.Model, seed: int, **sections: config.Objective) -> Encoder:
+    run = config.Config(name="run", model=model, seed=seed, **sections)
+    return objectives.build(run, Plan.of(run))
+
+
+def trained(model: config.Model, **sections: config.Objective) -> Encoder:
     """An encoder whose batch-norm statistics have moved, as training moves them."""
-    encoder = build(model, seed=3)
+    encoder = build(model, 3, **sections)
     encoder(torch.randn(8, 3, 32, 32))
     return encoder.eval()
 
@@ -43,6 +49,16 @@ def test_timm_reads_the_directory_back(model: config.Model, tmp_path: Path) -> N
     assert tuple(data["mean"]) == (0.485, 0.456, 0.406)
     assert sorted(p.name for p in directory.iterdir()) == ["config.json", "model.safetensors"]
     assert json.loads((directory / "config.json").read_text())["num_features"] == encoder.num_features
+
+
+@torch.no_grad()
+def test_the_backbone_that_is_exported_is_not_the_slow_copy(tmp_path: Path) -> None:
+    encoder, images = trained(TINY, objective=objectives.BYOL(projection=(16, 8))), torch.randn(4, 3, 32, 32)
+    for parameter in encoder.backbone.parameters():
+        parameter.mul_(1.5)
+    directory = export_timm(encoder.state_dict(), TINY, tmp_path / "timm", image_size=32)
+    loaded = timm.create_model(f"local-dir:{directory}", pretrained=True).eval()
+    torch.testing.assert_close(loaded(images), encoder.features(images), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()

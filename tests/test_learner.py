@@ -518,14 +518,6 @@ def test_tx_only_augments_one_image_into_all_views(blocks: list[Block]) -> None:
     assert len(np.unique(images.flatten(1).numpy(), axis=0)) == 12
 
 
-def test_views_of_an_anchor_or_of_a_class_attract(blocks: list[Block]) -> None:
-    block = blocks[1]
-    assert learner().labels(block).tolist() == block["anchor"].tolist() == list(range(64, 128))
-    by_class = learner(objective={"kind": "supcon"}).labels(block).tolist()
-    assert by_class == block["label"].tolist()
-    assert set(by_class) == set(range(10))
-
-
 def test_features_leave_the_training_as_it_was(blocks: list[Block]) -> None:
     made = learner()
     made.encoder.train()

@@ -1,11 +1,12 @@
-"""The encoder: one network per seed, the paper's head, and errors that name what to mend."""
+"""The network: one per seed, the paper's head, and errors that name what to mend."""
 
 import pytest
 import torch
 from torch import nn
 
-from genray import config
-from genray.model import build
+from genray import config, objectives
+from genray.objectives.contrastive import ContrastiveEncoder
+from genray.plan import Plan
 from genray.settings import ConfigError
 
 SMALL = config.Model(
@@ -16,12 +17,19 @@ SMALL = config.Model(
 )
 
 
+def build(model: config.Model, seed: int) -> ContrastiveEncoder:
+    run = config.Config(name="run", model=model, seed=seed)
+    encoder = objectives.build(run, Plan.of(run))
+    assert isinstance(encoder, ContrastiveEncoder)
+    return encoder
+
+
 def test_shapes_and_head() -> None:
     encoder = build(SMALL, seed=0)
     images = torch.randn(3, 3, 32, 32)
     assert encoder.num_features == 32
     assert encoder.features(images).shape == (3, 32)
-    assert encoder(images).shape == (3, 12)
+    assert encoder(images)["embeddings"].shape == (3, 12)
     assert [type(layer) for layer in encoder.head] == [nn.Linear, nn.ReLU, nn.Linear]
     assert {name.split(".")[0] for name in encoder.state_dict()} == {"backbone", "head"}
 
@@ -37,7 +45,7 @@ def test_head_fits_other_families(backbone: str, model_args: dict[str, int], wid
     encoder = build(config.Model(backbone=backbone, model_args=model_args, projection=(8, 4)), seed=0).eval()
     images = torch.randn(2, 3, 32, 32)
     assert encoder.features(images).shape == (2, width)
-    assert encoder(images).shape == (2, 4)
+    assert encoder(images)["embeddings"].shape == (2, 4)
 
 
 def test_the_seed_alone_decides_the_network_and_leaves_the_callers_randomness() -> None:

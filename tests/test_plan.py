@@ -121,7 +121,8 @@ def test_a_step_shows_something_of_its_tickets(reuse: int, window: int, workers:
     [
         (
             {"options": {"num_classes": 0}, "objective": {"kind": "supcon"}},
-            "objective.kind must be 'simclr' for a generator without classes, got 'supcon' with fakes:Fake",
+            "objective.kind must be one that needs no classes (simclr, simsiam, byol, inverter) for a generator with "
+            "fewer than two, got 'supcon' with fakes:Fake",
         ),
         (
             {"options": {"num_classes": 0}, "view": {"kind": "independent"}},
