@@ -32,7 +32,7 @@ lint: .venv/.ready
 	touch $@
 
 lock:
-	$(UV) pip compile --upgrade --universal --generate-hashes --no-header --no-annotate --group dev pyproject.toml -o requirements.lock
+	$(UV) pip compile --upgrade --universal --generate-hashes --no-header --no-annotate --group dev --all-extras pyproject.toml -o requirements.lock
 	echo uv | $(UV) pip compile --upgrade --universal --generate-hashes --no-header --no-annotate - -o requirements-uv.lock
 
 clean:

@@ -19,9 +19,10 @@ from genray import cluster, microbatch, processes
 from genray.balance import advice
 from genray.config import Config
 from genray.course import Course
-from genray.generators import fetch
 from genray.plan import MIB, TICKETS, Plan
 from genray.rundir import RunDirectory
+from genray.settings import UserError
+from genray.sources import fetch
 from genray.stopping import Asked, Stopping
 
 if TYPE_CHECKING:
@@ -64,9 +65,11 @@ def bench(
         RunFailed: a part of it failed.
         Stopped: SIGTERM or Ctrl-C came.
     """
+    if config.source.kind == "stored":
+        raise UserError("source.kind must be one without an end to be measured, got 'stored'")
     asked, config = config, for_bench(config, repeats)
     run = RunDirectory.of(config)
-    fetch(config.generator)
+    fetch(config)
     run.claim(config)
     try:
         with (
@@ -126,7 +129,7 @@ def _measured(
     from genray.fit import run_learners
     from genray.phases import bench_loop
 
-    if config.generator.micro_batch == "auto":
+    if config.source.renders and config.generator.micro_batch == "auto":
         config = microbatch.settled(config, say)
     arguments = {"config": config, "repeats": repeats, "seconds": seconds, "aside": aside}
     return run_learners(config, bench_loop, arguments).return_value, empty_stream(config, seconds)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -109,6 +109,39 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Generate:
+    """Render a run's anchors once into files, which `source.kind = "stored"` trains on.
+
+    Give the same command again to go on with what was cut off, or with more to add to it.
+    """
+
+    preset: Positional[str]
+    """Preset, TOML file or run directory."""
+    out: Path
+    """Directory of the files; on a cluster, one that all nodes see."""
+    tickets: str | None = None
+    """Which, as FIRST:LAST, without the last; a ticket is stream.ticket_batches batches, and a file."""
+    anchors: int | None = None
+    """So many from the first on, in whole tickets; as many as the run shows where neither is given."""
+    format: Literal["parquet", "webdataset"] = "parquet"
+    """`parquet` holds pixels as they are; `webdataset` holds PNGs, for programs that expect image files."""
+    address: str | None = None
+    """Ray cluster to join; RAY_ADDRESS, else one started on this machine, where it is not given."""
+
+    def __call__(self, overrides: Sequence[str]) -> None:
+        from genray.generate import generate
+
+        first, _, last = (self.tickets or "0:1").partition(":")
+        if not (first.isdigit() and last.isdigit()):
+            raise UserError(f"--tickets must be FIRST:LAST, got {self.tickets!r}")
+        tickets = (int(first), int(last)) if self.tickets else None
+        config = configure.load(self.preset, overrides)
+        found = generate(config, self.out, tickets, self.anchors, self.format, self.address)
+        print(f"{found.anchors:,} anchors of {found.views} images in {self.out}")
+        print(f"train on them with --source.kind stored --source.directory {self.out}")
+
+
+@dataclass(frozen=True)
 class Preview:
     """Draw a grid of anchors, their latent views and their augmented views."""
 
@@ -183,6 +216,7 @@ Command = (
     | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Preview, tyro.conf.subcommand("preview")]
     | Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Presets, tyro.conf.subcommand("presets")]

@@ -12,69 +12,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
+from genray.generators.settings import MICRO_BATCH as MICRO_BATCH
+from genray.generators.settings import AnyGenerator
+from genray.generators.settings import BigGANGenerator as BigGANGenerator
+from genray.generators.settings import CustomGenerator as CustomGenerator
 from genray.latents import Gaussian, LatentView
 from genray.objectives import Contrastive, Objective
 from genray.settings import ConfigError, settings
+from genray.sources.settings import AnySource, Generated
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Amount = Annotated[float, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Count = Positive | tuple[Positive, Positive]
-MICRO_BATCH = 64
-"""Images rendered at once where nothing else is said."""
 
 
 def _bounds(count: int | tuple[int, int]) -> tuple[int, int]:
     return count if isinstance(count, tuple) else (count, count)
-
-
-@settings
-class BigGANGenerator:
-    """BigGAN-deep through pytorch-pretrained-biggan: the embedded digit scenes, the published weights or your own."""
-
-    kind: Literal["biggan"] = "biggan"
-    model: str = "digit-scenes"
-    """`digit-scenes` (embedded), `biggan-deep-128`, `-256`, `-512`, or a directory with config.json and weights."""
-    truncation: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Scale of the anchors' latents, and the batch-norm statistics that go with it."""
-    micro_batch: Positive | Literal["auto"] = MICRO_BATCH
-    """Images rendered at once; fixed for the life of a run, so that the pixels are. `auto` measures at the first start
-    how many are fastest.
-    """
-    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
-    """Arithmetic of weights and activations; what norms do, tanh and rounding stay float32. The others change pixels,
-    by how much is measured by `python benchmarks/generator.py`. `tf32` is float32 but for products on a GPU.
-    """
-    compile: bool = False
-    """Compile the network with torch.compile, as one graph and for any truncation; changes single pixels by a grey
-    level. The first ticket takes the time for it.
-    """
-    cuda_graphs: bool = False
-    """Launch the network as one CUDA graph, which helps small micro-batches. For generators with a GPU; a preview
-    rendered on a CPU does without. May change when a run is resumed.
-    """
-
-
-@settings
-class CustomGenerator:
-    """A generator of your own: `target` is called with `options` and must return a `genray.generators.Generator`."""
-
-    kind: Literal["custom"] = "custom"
-    target: str = ""
-    """Import path of the factory, `package.module:factory`."""
-    image_size: Positive = 256
-    """Pixels of a side."""
-    latent_dim: Positive = 512
-    """Numbers in a latent."""
-    num_classes: Annotated[int, Field(ge=0)] = 0
-    """Classes it is conditioned on; 0 for none."""
-    truncation: Annotated[float, Field(gt=0)] = 1.0
-    """Scale of the anchors' latents."""
-    micro_batch: Positive | Literal["auto"] = MICRO_BATCH
-    """Images rendered at once; `auto` measures at the first start how many are fastest."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the factory."""
 
 
 @settings
@@ -292,7 +247,8 @@ class Config:
     """Directory that holds the runs; on a cluster, one that all nodes see."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides every random number of the run: the anchors, their views, the augmentation, the first weights."""
-    generator: Annotated[BigGANGenerator | CustomGenerator, Field(discriminator="kind")] = BigGANGenerator()
+    source: AnySource = Generated()
+    generator: AnyGenerator = BigGANGenerator()
     view: LatentView = Gaussian()
     stream: Stream = Stream()
     augment: Augment = Augment()
@@ -375,15 +331,6 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"probe.neighbors must be at most probe.images ({config.probe.images}), got {config.probe.neighbors}"
         )
-    renders = "generators" if config.generators.mode == "pool" else "learners"
-    if (
-        isinstance(config.generator, BigGANGenerator)
-        and config.generator.cuda_graphs
-        and not getattr(config, renders).num_gpus
-    ):
-        raise ConfigError(
-            f"generator.cuda_graphs must be false where images are rendered without GPUs ({renders}.num_gpus = 0), "
-            f"got true; raise {renders}.num_gpus"
-        )
-    if isinstance(config.generator, CustomGenerator) and config.generator.target.count(":") != 1:
-        raise ConfigError(f"generator.target must be `package.module:factory`, got {config.generator.target!r}")
+    if config.source.renders:
+        config.generator.check(config)
+    config.source.check(config)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pydantic import ValidationError
 
-from genray.config import ADAPTER, BigGANGenerator, Config, check
+from genray.config import ADAPTER, Config, check
 from genray.settings import ConfigError
 
 PRESETS = Path(__file__).parent / "presets"
@@ -40,12 +40,13 @@ def load(source: str, overrides: Sequence[str] = ()) -> Config:
     values = _override(_with_kinds(values), parse_overrides(overrides))
     values.setdefault("name", f"{Path(source).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
     config = build(values)
-    config = replace(config, storage_path=str(Path(config.storage_path).expanduser().absolute()))
-    if isinstance(config.generator, BigGANGenerator) and Path(config.generator.model).is_dir():
-        config = replace(
-            config, generator=replace(config.generator, model=str(Path(config.generator.model).absolute()))
-        )
-    return config
+    return settled(replace(config, storage_path=str(Path(config.storage_path).expanduser().absolute())))
+
+
+def settled(config: Config) -> Config:
+    """The same with every file that it names named for good; raises ConfigError where a folder is not there."""
+    found = replace(config, source=config.source.settled(), generator=config.generator.settled())
+    return config if found == config else found
 
 
 def build(values: Mapping[str, Any]) -> Config:

@@ -30,13 +30,13 @@ class Eta:
         return (now - began) / (last - first) * (self._steps - last) if last > first else None
 
 
-def line(record: Record, steps: int, eta_s: float | None) -> str:
+def line(record: Record, steps: int, eta_s: float | None, unit: str = "step") -> str:
     """One record in words; what it does not hold is left out, shares are shown in percent.
 
     >>> line({"step": 120, "loss": 3.2141, "images_per_s": 1812, "data_wait": 0.12}, steps=400, eta_s=83)
     'step 120/400  loss 3.214  1 812 images/s  wait 12 %  eta 1:23'
     """
-    parts = [f"step {record['step']:>{len(str(steps))}}/{steps}"]
+    parts = [f"{unit} {record['step']:>{len(str(steps))}}/{steps}"]
     for key, text in (
         ("loss", "loss {:.3f}"),
         ("latent_error", "latents {:.2f}"),
@@ -83,10 +83,13 @@ class Progress:
         steps: the run's last step.
         out: where to; standard error where it is not given.
         log: the run's faults.jsonl; each new line of it is told.
+        unit: what a step is called.
     """
 
-    def __init__(self, path: Path, steps: int, out: TextIO | None = None, log: Path | None = None) -> None:
-        self._path, self._steps, self._out = path, steps, out or sys.stderr
+    def __init__(
+        self, path: Path, steps: int, out: TextIO | None = None, log: Path | None = None, unit: str = "step"
+    ) -> None:
+        self._path, self._steps, self._out, self._unit = path, steps, out or sys.stderr, unit
         self._start = path.stat().st_size if path.exists() else 0
         self._log = Follower(log, log.stat().st_size if log.exists() else 0) if log else None
         self._terminal = self._out.isatty()
@@ -127,7 +130,7 @@ class Progress:
             with self._lock:
                 for record in records:
                     self._phase = ""
-                    text = line(record, self._steps, eta(record))
+                    text = line(record, self._steps, eta(record), self._unit)
                     self._last = self._filled(record["step"]) + text
                     if not self._terminal:
                         self._print(text)

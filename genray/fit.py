@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from genray import cluster, faults, processes, records
 from genray.config import Config
 from genray.console import Progress
-from genray.generators import fetch, not_here
 from genray.plan import Plan
 from genray.report import metrics_of, report_of
 from genray.rundir import RunDirectory, write_atomically
 from genray.settings import UserError, reason_in
+from genray.sources import fetch, not_here
 from genray.stopping import Asked, Stopping
 from genray.tracking import Tracker
 
@@ -84,7 +84,7 @@ def fit(
                 _deliver(tracker, run, report)
                 _close(tracker, run, "FINISHED", say)
             return cast("dict[str, Any]", report)
-        fetch(config.generator)
+        fetch(config)
         return _fit(config, plan, run, address, say, started)
 
 
@@ -100,7 +100,7 @@ def dry_run(config: Config, address: str | None = None, say: Callable[[str], Non
     run.claim(config)
     with cluster.joined(address) as may_grow:
         say(f"{'cluster':14} {cluster.check_placement(config, may_grow)}")
-    if (note := not_here(config.generator)) is not None:
+    if (note := not_here(config)) is not None:
         say(f"{'weights':14} {note}")
     say(f"{'configuration':14} {run.config}")
 
@@ -208,7 +208,7 @@ def _train(config: Config, run: RunDirectory, stopping: Stopping, own_ray: bool)
             # One of Ray's own actors may die, or a learner while the others are being started.
             cause = getattr(error, "controller_failure", error)
             if stopping.over or not isinstance(cause, ray.exceptions.RayError):
-                raise _cause(error) from error
+                raise failure(error) from error
             last = checkpoint.last(run.path)
             reached, deaths = last, deaths + 1 if last == reached else 1
             lost = max(0, records.last(run.batches).get("step", 0) - checkpoint.last_step(run.path))
@@ -228,7 +228,7 @@ def run_learners(config: Config, loop: Callable[[dict[str, Any]], Any], argument
     try:
         return _trainer(config, loop, arguments).fit()
     except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
-        raise _cause(error) from error
+        raise failure(error) from error
 
 
 def _trainer(config: Config, loop: Callable[[dict[str, Any]], Any], arguments: dict[str, Any]) -> TorchTrainer:
@@ -272,7 +272,7 @@ def _trainer(config: Config, loop: Callable[[dict[str, Any]], Any], arguments: d
     )
 
 
-def _cause(error: BaseException) -> Exception:
+def failure(error: BaseException) -> Exception:
     """What to raise for a failed training: the reason that genray's own code gave, if it did, in one line."""
     cause = getattr(error, "controller_failure", None)
     if isinstance(cause, UserError):

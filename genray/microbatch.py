@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from genray.config import BigGANGenerator, Config
-from genray.generators import load
+from genray.generators import describe, load
 from genray.plan import Plan
 from genray.settings import UserError, reason_in
-from genray.views import render
+from genray.sources.generated import render
 
 if TYPE_CHECKING:
     import torch
@@ -90,12 +90,12 @@ def measured(config: Config) -> int:
     generator = config.generator
     if isinstance(generator, BigGANGenerator):
         generator = replace(generator, compile=False, cuda_graphs=False)
-    loaded, plan = load(generator, device), Plan.of(config)
+    loaded, spec, plan = load(generator, device), describe(generator), Plan.of(config)
     drawn, most = np.random.default_rng(0), plan.ticket_steps * plan.local_batch * plan.rendered_views
 
     def once(size: int) -> None:
-        latents = drawn.standard_normal((size, plan.latent_dim), np.float32).clip(-2, 2) * generator.truncation
-        classes = drawn.integers(plan.num_classes, size=size) if plan.num_classes else np.full(size, -1)
+        latents = drawn.standard_normal((size, spec.latent_dim), np.float32).clip(-2, 2) * generator.truncation
+        classes = drawn.integers(spec.num_classes, size=size) if spec.num_classes else np.full(size, -1)
         render(loaded, latents, classes, np.arange(size), size, device)
 
     memory = Memory(device, min(1, side.num_gpus) / (2 if inline else 1), side.bounds[1])

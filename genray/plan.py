@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from genray import objectives
+from genray import objectives, sources
 from genray.config import Config
-from genray.generators import describe
+from genray.generators import GeneratorSpec, describe
 from genray.latents import Anchors
 from genray.settings import ConfigError
 
@@ -24,6 +24,7 @@ class Plan:
     latent_dim: int
     num_classes: int
     rendered_views: int
+    population: int | None
     num_workers: int
     batch_size: int
     local_batch: int
@@ -40,14 +41,13 @@ class Plan:
 
         `num_workers` is how many learners there are, where that may change; their largest number if it is not given.
         """
-        spec, stream = describe(config.generator), config.stream
-        objectives.check(config, spec)
-        rendered = stream.num_views if config.view.renders else 1
+        spec, stream = sources.describe(config), config.stream
+        objectives.check(config, spec, describe(config.generator) if config.source.renders else spec)
         high = config.learners.bounds[1]
         workers = num_workers or high
         # "auto" is measured when the run begins; see `genray.tune`.
         reuse = 1 if stream.reuse == "auto" else stream.reuse
-        batch = stream.batch_size * rendered * 3 * spec.image_size**2
+        batch = stream.batch_size * spec.views * 3 * spec.image_size**2
         look_ahead = config.generators.look_ahead_mib * MIB
         fitting = max(1, min(4, look_ahead // (2 * high * batch)))
         batches = fitting if stream.ticket_batches == "auto" else stream.ticket_batches
@@ -58,12 +58,13 @@ class Plan:
                 f"({2 * high} x {block / MIB:.1f} MiB), got {config.generators.look_ahead_mib}; raise it to "
                 f"{-(-2 * block * high // MIB)} or lower stream.ticket_batches"
             )
-        return cls(
+        plan = cls(
             generator=spec.name,
             image_size=spec.image_size,
             latent_dim=spec.latent_dim,
             num_classes=spec.num_classes,
-            rendered_views=rendered,
+            rendered_views=spec.views,
+            population=spec.population,
             num_workers=workers,
             batch_size=stream.batch_size,
             local_batch=stream.batch_size // workers,
@@ -74,6 +75,13 @@ class Plan:
             window=stream.reuse_window if reuse > 1 else 1,
             look_ahead_bytes=look_ahead,
         )
+        if spec.end is not None and plan.fresh_steps(plan.steps) * plan.batch_size > spec.end:
+            raise ConfigError(
+                f"training.steps must be at most {plan.step_of(spec.end // plan.batch_size)} for the {spec.end} "
+                f"anchors that are stored of {spec.name}, got {plan.steps}; genray generate with more --anchors adds "
+                "to them"
+            )
+        return plan
 
     def shown_in(self, step: int) -> tuple[int, int]:
         """What a step (counted from 0) shows: how often that has been shown before, and a fresh step.
@@ -125,11 +133,12 @@ class Plan:
         fresh, block = self.fresh_steps(self.steps), self.ticket_bytes / MIB
         total = fresh * batch
         classes = f"{self.num_classes} classes" if self.num_classes else "no classes"
-        population, anchors = stream.num_anchors, self.ticket_steps * self.local_batch
+        latents = f"latents of {self.latent_dim}" if self.latent_dim else "no latents"
+        kind, population, anchors = config.source.kind, self.population, self.ticket_steps * self.local_batch
         tickets = -(-fresh // self.ticket_steps) * workers
         measured = "; measured when the run begins, this is a guess" if stream.ticket_batches == "auto" else ""
         rows = {
-            "generator": f"{self.generator}: {size} px, latents of {self.latent_dim}, {classes}",
+            "generator" if kind == "generated" else kind: f"{self.generator}: {size} px, {latents}, {classes}",
             "views": f"{views} of each anchor, {self.rendered_views} rendered ({config.view.kind}), "
             f"augmented by {config.augment.policy}",
             "batch / step": f"{workers} learners x {self.local_batch} = {batch} anchors, {views * batch} images",
@@ -138,7 +147,7 @@ class Plan:
             "run": f"{fresh} fresh steps x {batch} = {total:,} anchors in {tickets} tickets"
             + (f", {total / population:.1f} epochs of {population:,}" if population else ""),
         }
-        if config.generator.micro_batch == "auto":
+        if config.source.renders and config.generator.micro_batch == "auto":
             rows["micro-batch"] = "measured when the run begins"
         if self.reuse > 1:
             rows["reuse"] = (
@@ -175,12 +184,12 @@ def _range(bounds: tuple[int, int]) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def anchors_of(config: Config, plan: Plan) -> Anchors:
-    """The population of anchors that the run draws from."""
+def anchors_of(config: Config, sizes: Plan | GeneratorSpec) -> Anchors:
+    """The population of anchors that a generator of these sizes renders in the run."""
     return Anchors(
         seed=config.seed,
-        latent_dim=plan.latent_dim,
-        num_classes=plan.num_classes,
+        latent_dim=sizes.latent_dim,
+        num_classes=sizes.num_classes,
         truncation=config.generator.truncation,
         num_anchors=config.stream.num_anchors,
         num_neighbors=config.stream.num_neighbors,

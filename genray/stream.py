@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -77,8 +77,11 @@ class PoolGenerator:
         return block
 
 
-def blocks(config: Config, course: Course, actor: type = PoolGenerator) -> ray.data.Dataset:
-    """The tickets of the course as blocks, in order, rendered by a pool of such actors as they are consumed."""
+def blocks(config: Config, course: Course, actor: type = PoolGenerator, *arguments: Any) -> ray.data.Dataset:
+    """The tickets of the course as blocks, in order, rendered by a pool of such actors as they are consumed.
+
+    The actors are made with the configuration, the course, a name for this execution, and these arguments.
+    """
     import ray.data
 
     prepare_context(config, course.plan)
@@ -88,7 +91,7 @@ def blocks(config: Config, course: Course, actor: type = PoolGenerator) -> ray.d
         .repartition(target_num_rows_per_block=1)
         .map_batches(
             actor,
-            fn_constructor_args=(config, course, f"{time.time():.3f}"),
+            fn_constructor_args=(config, course, f"{time.time():.3f}", *arguments),
             batch_size=1,
             batch_format="numpy",
             # Two tickets in flight keep an actor busy while Ray schedules; with one the pool would never grow.

@@ -18,7 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from genray.config import Config, CustomGenerator
+from genray import sources
+from genray.config import Config
 from genray.configure import differences
 from genray.records import Follower
 
@@ -298,10 +299,10 @@ def _flatten(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, A
 
 
 def _tags(config: Config) -> dict[str, str]:
-    generator = config.generator
     return {
         **{f"{package}.version": _version(package) for package in ("genray", "ray", "torch")},
-        "generator": generator.target if isinstance(generator, CustomGenerator) else generator.model,
+        "source": config.source.kind,
+        "generator": sources.describe(config).name,
         "view": config.view.kind,
         "objective": config.objective.kind,
     }

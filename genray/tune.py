@@ -11,9 +11,10 @@ from typing import Any
 from genray import cluster, microbatch
 from genray.bench import Rates, bench, while_measured
 from genray.config import Config
-from genray.generators import fetch
+from genray.configure import settled
 from genray.plan import MIB, Plan
 from genray.rundir import RunDirectory
+from genray.sources import fetch
 
 SHARE = 1 / 3
 """Of the blocks a second that the stream can move, a run should move no more than this."""
@@ -28,12 +29,17 @@ OPEN = (("generator", "micro_batch"), ("stream", "reuse"), ("stream", "ticket_ba
 def settle(config: Config, address: str | None = None, say: Callable[[str], None] = print) -> Config:
     """The configuration with a number wherever it says "auto": that of the run, if it has begun, or a measured one.
 
+    And with every file that it names named for good.
+
     Raises:
         UserError: the request cannot be placed.
         RunFailed: the measurement failed.
         Stopped: SIGTERM or Ctrl-C came meanwhile.
     """
+    config = settled(config)
     unsettled = [(section, name) for section, name in OPEN if getattr(getattr(config, section), name) == "auto"]
+    if not config.source.renders:
+        unsettled = [(section, name) for section, name in unsettled if section != "generator"]
     if not unsettled:
         return config
     run = RunDirectory.of(config)
@@ -54,7 +60,7 @@ def _with(config: Config, section: str, name: str, value: Any) -> Config:
 
 def _settle_micro_batch(config: Config, address: str | None, say: Callable[[str], None]) -> Config:
     say("measuring for generator.micro_batch")
-    fetch(config.generator)
+    fetch(config)
     stop = RunDirectory.of(config).stop
     with while_measured(config.name, stop, say) as stopping, cluster.joined(address) as may_grow:
         cluster.check_placement(config, may_grow)

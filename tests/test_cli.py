@@ -38,7 +38,7 @@ def refused(directory: Path, *arguments: str) -> str:
 def test_help_answers_at_once(tmp_path: Path) -> None:
     code = ["-X", "importtime", "-m", "genray.cli", "--help"]
     done = subprocess.run([sys.executable, *code], capture_output=True, text=True, check=True, cwd=tmp_path)
-    for command in ("train", "bench", "evaluate", "export", "preview", "list", "presets", "fields"):
+    for command in ("train", "bench", "evaluate", "export", "generate", "preview", "list", "presets", "fields"):
         assert command in done.stdout
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "pydantic" in imported  # the list is what it should be

@@ -14,6 +14,8 @@ from genray.latents import Independent
 from genray.settings import ConfigError
 
 CUSTOM = {"kind": "custom", "target": "package.module:factory"}
+EXPORTED = {"kind": "exported", "path": "generator.pt2"}
+DIFFUSERS = {"kind": "diffusers", "model": "a/pipeline", "prompts": ["a cat", "a dog"]}
 
 
 def told(**values: Any) -> str:
@@ -253,6 +255,8 @@ def test_a_section_of_several_kinds_has_a_default_one() -> None:
         {"learners": {"num_workers": [2, 4], "hang_timeout_s": 0.5}, "stream": {"batch_size": 48}},
         {"generators": {"num": [1, 4]}, "augment": {"scale": [0.1, 1.0], "jitter": [1, 1, 1, 0.5], "flip": 0.0}},
         {"generator": {**CUSTOM, "options": {"depth": [1, 2], "inner": {"a": None}}}, "view": {"kind": "none"}},
+        {"generator": {**EXPORTED, "micro_batch": "auto"}, "source": {"kind": "mix", "directory": "x", "share": 0.25}},
+        {"generator": DIFFUSERS, "view": {"kind": "independent"}},
         {"stream": {"ticket_batches": 1, "reuse": 4, "reuse_window": 16}},
         {"objective": {"kind": "supcon", "temperature": 0.5}},
         {"objective": {"kind": "byol", "projection": [32, 16], "momentum": 0.9}},
@@ -338,10 +342,14 @@ def test_the_reference_explains_every_field() -> None:
     kinds = [
         {},
         {"view": {"kind": "none"}, "optimizer": {"kind": "lars"}, "generator": CUSTOM},
-        {"view": {"kind": "independent"}, "optimizer": {"kind": "adamw"}},
+        {"view": {"kind": "independent"}, "optimizer": {"kind": "adamw"}, "generator": DIFFUSERS},
+        {"generator": EXPORTED, "source": {"kind": "mix", "directory": "x"}},
+        {"view": {"kind": "none"}, "source": {"kind": "images", "directory": "x"}, "generators": {"num_gpus": 0}},
+        {"source": {"kind": "stored", "directory": "x"}, "generators": {"num_gpus": 0}},
         *({"objective": {"kind": kind}} for kind in ("supcon", "inverter", "classifier", "simsiam", "byol")),
     ]
     for values in kinds:
         for section, fields in build({"name": "x", **values}).to_dict().items():
             names = [f"{section}.{name}" for name in fields] if isinstance(fields, dict) else [section]
-            assert set(names) - {f"{kind}.kind" for kind in ("view", "optimizer", "generator", "objective")} <= found
+            kinded = ("view", "optimizer", "generator", "source", "objective")
+            assert set(names) - {f"{section}.kind" for section in kinded} <= found

@@ -121,7 +121,7 @@ def test_a_step_shows_something_of_its_tickets(reuse: int, window: int, workers:
     [
         (
             {"options": {"num_classes": 0}, "objective": {"kind": "supcon"}},
-            "objective.kind must be one that needs no classes (simclr, simsiam, byol, inverter) for a generator with "
+            "objective.kind must be one that needs no classes (simclr, simsiam, byol, inverter) for a source with "
             "fewer than two, got 'supcon' with fakes:Fake",
         ),
         (

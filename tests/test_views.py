@@ -21,7 +21,8 @@ from genray.configure import build
 from genray.course import Course, Ticket
 from genray.generators import BadImages
 from genray.plan import Plan
-from genray.views import Block, Renderer, render
+from genray.sources.generated import render
+from genray.views import Block, Renderer
 
 CONTENT = ("views", "label", "latent", "anchor", "epoch")
 
@@ -201,14 +202,14 @@ def test_what_is_not_finite_is_found_at_the_end_but_not_in_the_padding() -> None
 
 def test_weights_that_are_not_finite_leave_no_block(monkeypatch: pytest.MonkeyPatch) -> None:
     renderer = Renderer(build({"name": "x", "generator": {"micro_batch": 8}, "stream": {"batch_size": 4}}), "cpu")
-    renderer.generator.network.to_rgb.bias.data.fill_(torch.nan)  # type: ignore[attr-defined]
+    renderer.source.generator.network.to_rgb.bias.data.fill_(torch.nan)  # type: ignore[attr-defined]
     with pytest.raises(BadImages, match="16 of 16 images have pixels that are not finite, image 0 first"):
         renderer.block(at(0))
 
 
 def test_a_micro_batch_that_nobody_has_settled_is_the_default() -> None:
     auto, default = (Renderer(build({"name": "x", "generator": how}), "cpu") for how in ({"micro_batch": "auto"}, {}))
-    assert auto.micro_batch == default.micro_batch == 64
+    assert auto.source.micro_batch == default.source.micro_batch == 64  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("options", [{}, {"precision": "bfloat16"}])
@@ -241,13 +242,14 @@ def test_the_latents_and_classes_of_a_seed_stay_what_they_are() -> None:
 def test_a_generator_that_breaks_the_contract_itself_is_caught() -> None:
     """`load` holds custom generators to it already; `render` trusts none."""
     renderer = Renderer(small(), "cpu")
-    made = renderer.generator
+    made = renderer.source.generator  # type: ignore[attr-defined]
     for spoil, told in ((lambda x: x.float(), "torch.float32"), (lambda x: x[1:], r"\(15, 3, 8, 8\)")):
 
         def spoilt(z, labels, seeds, spoil=spoil):  # type: ignore[no-untyped-def]
             images, finite = made.unchecked(z, labels, seeds)
             return spoil(images), finite
 
-        renderer.generator = SimpleNamespace(num_classes=3, image_size=8, unchecked=spoilt)  # type: ignore[assignment]
+        broken = SimpleNamespace(num_classes=3, image_size=8, unchecked=spoilt)
+        renderer.source.generator = broken  # type: ignore[attr-defined]
         with pytest.raises(BadImages, match=rf"the generator must return uint8 images .* got .*{told}"):
             renderer.block(at(0))

@@ -5,6 +5,7 @@ Importing this module and describing a generator need no torch, so that a dry ru
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 from collections.abc import Callable
@@ -12,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from genray.config import BigGANGenerator, CustomGenerator
 from genray.generators.checkpoints import (
+    CONFIG,
     PUBLISHED,
     PUBLISHED_CLASSES,
     PUBLISHED_Z_DIM,
@@ -22,6 +23,16 @@ from genray.generators.checkpoints import (
     is_cached,
     read_layout,
     resolve,
+    weights_file,
+)
+from genray.generators.programs import describe_program
+from genray.generators.settings import (
+    AnyGenerator,
+    BigGANGenerator,
+    CustomGenerator,
+    DiffusersGenerator,
+    ExportedGenerator,
+    digest,
 )
 from genray.settings import ConfigError
 
@@ -29,7 +40,17 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["BadImages", "Generator", "GeneratorSpec", "describe", "fetch", "load", "not_here"]
+__all__ = [
+    "AnyGenerator",
+    "BadImages",
+    "Generator",
+    "GeneratorSpec",
+    "describe",
+    "fetch",
+    "fingerprint",
+    "load",
+    "not_here",
+]
 
 DOWNLOAD_S = 600.0
 """Seconds to wait for another process that may be downloading the same weights."""
@@ -45,7 +66,7 @@ class Generator(Protocol):
     image_size: int
     """Pixels of a side."""
     latent_dim: int
-    """Numbers in a latent."""
+    """Numbers in a latent; 0 where an image follows from its class and seed alone."""
     num_classes: int
     """Classes it is conditioned on; 0 for none."""
 
@@ -83,23 +104,29 @@ class GeneratorSpec:
     num_classes: int
 
 
-def describe(config: BigGANGenerator | CustomGenerator) -> GeneratorSpec:
-    """The sizes of a configured generator, from its config.json at most; downloads nothing.
+def describe(config: AnyGenerator) -> GeneratorSpec:
+    """The sizes of a configured generator, from small files at most; downloads nothing.
 
     Published weights are described although they are not here yet.
 
     Raises:
-        ConfigError: `generator.model` is unknown, or its directory lacks a file or has a wrong config.json.
+        ConfigError: what the configuration names is unknown, lacks a file or says something else than it does.
     """
-    if isinstance(config, CustomGenerator):
-        return GeneratorSpec(config.target, config.image_size, config.latent_dim, config.num_classes)
+    match config:
+        case CustomGenerator():
+            return GeneratorSpec(config.target, config.image_size, config.latent_dim, config.num_classes)
+        case ExportedGenerator():
+            program = describe_program(config)
+            return GeneratorSpec(config.path, program.image_size, program.latent_dim, program.num_classes)
+        case DiffusersGenerator():
+            return GeneratorSpec(config.model, config.image_size, 0, len(config.texts()))
     if config.model in PUBLISHED and not is_cached(config.model):
         return GeneratorSpec(config.model, PUBLISHED[config.model], PUBLISHED_Z_DIM, PUBLISHED_CLASSES)
     layout = read_layout(resolve(config.model, download=False))
     return GeneratorSpec(config.model, layout.output_dim, layout.z_dim, layout.num_classes)
 
 
-def fetch(config: BigGANGenerator | CustomGenerator) -> None:
+def fetch(config: AnyGenerator) -> None:
     """See to it that the weights are on this machine: published ones are downloaded once.
 
     Raises:
@@ -107,24 +134,54 @@ def fetch(config: BigGANGenerator | CustomGenerator) -> None:
     """
     if isinstance(config, BigGANGenerator):
         _here(config.model)
+    elif isinstance(config, DiffusersGenerator):
+        from genray.generators.diffusion import download
+
+        download(config)
 
 
-def not_here(config: BigGANGenerator | CustomGenerator) -> str | None:
+def not_here(config: AnyGenerator) -> str | None:
     """What would have to be downloaded before a run, in a line; None where the weights are here."""
     if isinstance(config, BigGANGenerator) and config.model in PUBLISHED and not is_cached(config.model):
         return f"{config.model} is not here; training downloads it to {cache_directory(config.model)} first"
+    if isinstance(config, DiffusersGenerator):
+        from genray.generators.diffusion import is_here
+
+        return None if is_here(config) else f"{config.model} is not here; training downloads it from the hub first"
     return None
 
 
-def load(config: BigGANGenerator | CustomGenerator, device: torch.device | str) -> Generator:
+def fingerprint(config: AnyGenerator) -> str | None:
+    """SHA-256 of the weights, wherever they lie; None where they are not here, or are not one file or two."""
+    if isinstance(config, ExportedGenerator):
+        return digest(config.path)
+    if not isinstance(config, BigGANGenerator) or (config.model in PUBLISHED and not is_cached(config.model)):
+        return None
+    directory = resolve(config.model, download=False)
+    files = (directory / CONFIG, weights_file(directory))
+    return hashlib.sha256("".join(str(digest(str(file))) for file in files).encode()).hexdigest()
+
+
+def load(config: AnyGenerator, device: torch.device | str) -> Generator:
     """The configured generator, frozen, on `device`. Published weights are downloaded once and cached.
 
     Raises:
         ConfigError: the weights are missing or are not those of their config.json; or a custom target cannot be
             imported or is not what the configuration says.
     """
-    if isinstance(config, CustomGenerator):
-        return _load_custom(config, device)
+    import torch
+
+    match config:
+        case CustomGenerator():
+            return _load_custom(config, device)
+        case ExportedGenerator():
+            from genray.generators.exported import load_exported
+
+            return load_exported(config, torch.device(device))
+        case DiffusersGenerator():
+            from genray.generators.diffusion import load_diffusion
+
+            return load_diffusion(config, torch.device(device))
     from genray.generators.biggan import load_biggan
 
     return load_biggan(

@@ -160,7 +160,7 @@ class Network(nn.Module):
         scales, offsets = affine[:, :, None, None].chunk(2, 1)
         affines = zip(torch.split(scales, self.widths, 1), torch.split(offsets, self.widths, 1), strict=True)
         # The input layer's numbers are ordered height, width, channel, as in the original TensorFlow network.
-        x = self.input(condition.to(self.precision)).view(len(z), 4, 4, -1).permute(0, 3, 1, 2)
+        x = self.input(condition.to(self.precision)).unflatten(1, (4, 4, -1)).permute(0, 3, 1, 2)
         for layer in self.layers:
             x = layer(x, affines)
         x = self.to_rgb(_activate(x, affines)).float()
@@ -218,7 +218,7 @@ class Attention(nn.Module):
         if not x.is_cuda and pad > 0:  # a CPU's fused attention wants all equally wide; zeros add nothing
             query, key = F.pad(query, (0, pad)), F.pad(key, (0, pad))
         attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-        return torch.add(x, self.out(attended.transpose(2, 3).reshape(len(x), -1, *x.shape[2:])))
+        return torch.add(x, self.out(attended.transpose(2, 3).reshape(x.shape[0], -1, *x.shape[2:])))
 
 
 def statistics(rows: Tensor, truncation: float) -> Tensor:

@@ -78,23 +78,23 @@ SHARED = ("simclr", "simsiam", "byol")
 """Kinds that learn from what the views of an anchor share."""
 
 
-def check(config: Config, generator: GeneratorSpec) -> None:
-    """The rules that tie the objective to the generator and to the latent view; raises ConfigError."""
-    kind, name = config.objective.kind, generator.name
-    if kind in CLASSES and generator.num_classes < 2:
+def check(config: Config, source: GeneratorSpec, rendered: GeneratorSpec) -> None:
+    """The rules that tie the objective to what is shown and to the latent views of what is rendered; ConfigError."""
+    kind, name = config.objective.kind, source.name
+    if kind in CLASSES and source.num_classes < 2:
         raise ConfigError(
-            f"objective.kind must be one that needs no classes ({', '.join(SHARED)}, inverter) for a generator with "
+            f"objective.kind must be one that needs no classes ({', '.join(SHARED)}, inverter) for a source with "
             f"fewer than two, got {kind!r} with {name}"
         )
-    if kind == "inverter" and not generator.latent_dim:
+    if kind == "inverter" and not source.latent_dim:
         raise ConfigError(
-            f"objective.kind must be one that needs no latents ({', '.join((*SHARED, *CLASSES))}) for a generator "
+            f"objective.kind must be one that needs no latents ({', '.join((*SHARED, *CLASSES))}) for a source "
             f"without any, got 'inverter' with {name}"
         )
-    if kind in SHARED and config.view.kind == "independent" and not generator.num_classes:
+    if kind in SHARED and config.view.kind == "independent" and not rendered.num_classes:
         raise ConfigError(
             "view.kind must not be 'independent' for a generator without classes (its views would share nothing), "
-            f"got 'independent' with {name}"
+            f"got 'independent' with {rendered.name}"
         )
 
 

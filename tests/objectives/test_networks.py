@@ -358,8 +358,8 @@ def test_spread_tells_a_collapse() -> None:
 
 REFUSED = [
     ("supcon", "gaussian", 0, 4, "objective.kind must be one that needs no classes (simclr, simsiam, byol, inverter) "),
-    ("classifier", "none", 1, 4, "for a generator with fewer than two, got 'classifier' with theirs"),
-    ("inverter", "none", 3, 0, "one that needs no latents (simclr, simsiam, byol, supcon, classifier) for a generator"),
+    ("classifier", "none", 1, 4, "for a source with fewer than two, got 'classifier' with theirs"),
+    ("inverter", "none", 3, 0, "one that needs no latents (simclr, simsiam, byol, supcon, classifier) for a source"),
     ("simclr", "independent", 0, 4, "view.kind must not be 'independent' for a generator without classes"),
     ("simsiam", "independent", 0, 4, "(its views would share nothing), got 'independent' with theirs"),
     ("byol", "independent", 0, 4, "(its views would share nothing), got 'independent' with theirs"),
@@ -382,11 +382,19 @@ def generator(num_classes: int, latent_dim: int) -> GeneratorSpec:
 def test_what_makes_no_sense_is_refused(kind: str, view: str, num_classes: int, latent_dim: int, message: str) -> None:
     config = small(objective={"kind": kind}, view={"kind": view})
     with pytest.raises(ConfigError) as error:
-        objectives.check(config, generator(num_classes, latent_dim))
+        objectives.check(config, *2 * (generator(num_classes, latent_dim),))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("kind", "view", "num_classes", "latent_dim"), ALLOWED)
 def test_what_makes_sense_is_not(kind: str, view: str, num_classes: int, latent_dim: int) -> None:
-    objectives.check(small(objective={"kind": kind}, view={"kind": view}), generator(num_classes, latent_dim))
+    spec = generator(num_classes, latent_dim)
+    objectives.check(small(objective={"kind": kind}, view={"kind": view}), spec, spec)
+
+
+def test_of_a_mix_the_generator_decides_what_its_views_share() -> None:
+    config, without = small(objective={"kind": "simclr"}, view={"kind": "independent"}), generator(0, 0)
+    objectives.check(config, without, generator(3, 4))
+    with pytest.raises(ConfigError, match="without classes"):
+        objectives.check(config, without, generator(0, 4))

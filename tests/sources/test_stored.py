@@ -1,0 +1,277 @@
+"""Files of anchors as a source: exactly what the live stream shows, and nothing that would be something else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fakes import small
+from folders import MODEL, folder, of_images
+from PIL import Image
+
+from genray.bench import bench
+from genray.config import Config
+from genray.configure import build, settled
+from genray.course import Course
+from genray.generators.checkpoints import EMBEDDED
+from genray.learner import Learner
+from genray.plan import Plan
+from genray.runs import draw
+from genray.settings import ConfigError, UserError
+from genray.sources import describe
+from genray.sources.shards import Format, Shards
+from genray.sources.stored import MANIFEST, Manifest, decided_by
+from genray.views import Block, Renderer
+
+COLUMNS = ("views", "label", "latent", "anchor", "epoch")
+
+
+def store(config: Config, out: Path, anchors: int = 64, format: Format = "parquet", size: int = 8) -> Path:
+    """The first anchors of a run as `genray generate` stores them, without a pool; returns the directory."""
+    out.mkdir(parents=True)
+    spec, renderer = describe(config), Renderer(config, "cpu")
+    manifest = Manifest(
+        name=spec.name,
+        image_size=spec.image_size,
+        latent_dim=spec.latent_dim,
+        num_classes=spec.num_classes,
+        views=spec.views,
+        format=format,
+        ticket_anchors=size,
+        decided_by=decided_by(config),
+        tickets=((0, anchors // size),),
+    )
+    for number in range(anchors // size):
+        positions = np.arange(number * size, (number + 1) * size)
+        manifest.shards(out).write(number, {**renderer.shown(positions), "position": positions})
+    (out / MANIFEST).write_text(manifest.to_json())
+    return out
+
+
+def stored(directory: Path, **sections: Any) -> Config:
+    """A run on stored anchors."""
+    generators = {"num_gpus": 0, **sections.pop("generators", {})}
+    training = {"steps": 16, "log_every": 1, **sections.pop("training", {})}
+    source = {"kind": "stored", "directory": str(directory)}
+    return small(**{**sections, "source": source, "generators": generators, "training": training})
+
+
+def assert_same(one: Block, other: Block) -> None:
+    for name in COLUMNS:
+        assert one[name].dtype == other[name].dtype
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+@pytest.mark.parametrize("format", ["parquet", "webdataset"])
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"stream": {"num_views": 3, "num_anchors": 11, "num_neighbors": 2}},
+        {"view": {"kind": "none"}},
+        {"generator": {"num_classes": 0, "options": {"num_classes": 0}}},
+    ],
+    ids=["plain", "population", "tx only", "no classes"],
+)
+@pytest.mark.parametrize(("ticket_batches", "workers"), [(2, 1), (3, 1), (1, 2), (16, 4)])
+def test_blocks_are_bit_for_bit_those_of_the_live_stream(
+    tmp_path: Path, sections: dict[str, Any], format: Format, ticket_batches: int, workers: int
+) -> None:
+    sections = {**sections, "stream": {"batch_size": 8, **sections.get("stream", {})}}
+    directory = store(small(**sections), tmp_path / "out", format=format)
+    sections["stream"]["ticket_batches"] = ticket_batches
+    config = stored(directory, **sections, learners={"num_workers": workers}, training={"steps": 8})
+    course = Course(Plan.of(config))
+    live, read = Renderer(small(**sections), "cpu"), Renderer(config)
+    for index in range(len(course)):
+        ticket = course.ticket(index)
+        block = read.block(ticket)
+        assert_same(block, live.block(ticket))
+        assert block["position"].tolist() == ticket.positions.tolist()
+    some = np.array([63, 0, 17, 16, 40, 41])
+    assert_same(read.shown(some), live.shown(some))
+
+
+@pytest.mark.parametrize("stream", [{}, {"reuse": 2, "reuse_window": 3}])
+def test_training_makes_the_same_steps(tmp_path: Path, stream: dict[str, Any]) -> None:
+    def records(config: Config, device: str | None = None) -> list[dict[str, Any]]:
+        torch.manual_seed(0)
+        learner, renderer = Learner(config, 0, torch.device("cpu")), Renderer(config, device)
+        blocks = map(renderer.block, Course(learner.plan).of_learner(0))
+        return [report.record for report in learner.train(blocks) if report.record]
+
+    sections: dict[str, Any] = {"model": MODEL, "stream": stream}
+    directory = store(small(**sections), tmp_path / "out", anchors=40)
+    expected = records(small(**sections, training={"steps": 9, "log_every": 1}), "cpu")
+    found = records(stored(directory, **sections, training={"steps": 9}))
+    for name in ("loss", "batches", "alignment"):
+        assert [record[name] for record in found] == [record[name] for record in expected]
+
+
+def test_a_mix_and_images_are_read_back_too(tmp_path: Path) -> None:
+    photos = folder(tmp_path / "photos", {"0": 9, "owl": 8})
+    mix = settled(small(source={"kind": "mix", "directory": str(photos)}, objective={"kind": "supcon"}))
+    only = settled(of_images(photos))
+    for name, config in (("mix", mix), ("images", only)):
+        directory = store(config, tmp_path / name)
+        sections = {"view": {"kind": config.view.kind}, "objective": {"kind": config.objective.kind}}
+        read = stored(directory, **sections)
+        assert Plan.of(read).num_classes == Plan.of(config).num_classes
+        assert_same(Renderer(read).shown(np.arange(64)), Renderer(config, "cpu").shown(np.arange(64)))
+    with pytest.raises(ConfigError, match=r"stream\.batch_size was 4, is 8"):  # it decides which places are real
+        Plan.of(stored(tmp_path / "mix", stream={"batch_size": 8}, training={"steps": 8}))
+    Plan.of(stored(tmp_path / "images", view={"kind": "none"}, stream={"batch_size": 8}, training={"steps": 8}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"seed": 2}, "seed was 0, is 2"),
+        ({"view": {"std": 0.5}}, "view.std was 1.0, is 0.5"),
+        ({"view": {"kind": "none"}}, "view.kind was 'gaussian', is 'none'; view.std was 1.0, is None"),
+        ({"generator": {"truncation": 0.5}}, "generator.truncation was 1.0, is 0.5"),
+        ({"stream": {"num_views": 4}}, "stream.num_views was 2, is 4"),
+        ({"stream": {"num_anchors": 64}}, "stream.num_anchors was None, is 64"),
+        ({"stream": {"num_neighbors": 3}}, "stream.num_neighbors was None, is 3"),
+    ],
+)
+def test_a_configuration_that_shows_something_else_is_refused(
+    tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    directory = store(small(), tmp_path / "out", anchors=8)
+    with pytest.raises(ConfigError) as error:
+        Plan.of(stored(directory, **changes, training={"steps": 2}))
+    assert str(error.value).startswith(
+        f"source.directory must hold what this configuration shows, got '{directory}', for which {told}"
+    )
+
+
+def test_what_does_not_decide_the_anchors_may_differ(tmp_path: Path) -> None:
+    directory = store(small(), tmp_path / "out")
+    plan = Plan.of(
+        stored(
+            directory,
+            generator={"micro_batch": "auto"},
+            stream={"batch_size": 16, "ticket_batches": 1, "reuse": 2, "reuse_window": 2},
+            augment={"policy": "simclr"},
+            training={"steps": 4},
+        )
+    )
+    assert (plan.latent_dim, plan.num_classes, plan.rendered_views) == (4, 3, 2)
+
+
+def test_the_same_weights_may_lie_elsewhere(tmp_path: Path) -> None:
+    """The embedded generator by its name and as a copy is one generator; with other weights it is another."""
+    copy = tmp_path / "weights"
+    shutil.copytree(EMBEDDED["digit-scenes"], copy)
+    values: dict[str, Any] = {"stream": {"batch_size": 4, "ticket_batches": 1}, "training": {"steps": 1}}
+    directory = store(build({"name": "x", **values}), tmp_path / "out", anchors=4, size=4)
+    manifest = json.loads((directory / MANIFEST).read_text())
+    from genray.generators import fingerprint
+    from genray.generators.settings import BigGANGenerator
+
+    manifest["generator_sha256"] = fingerprint(BigGANGenerator())
+    (directory / MANIFEST).write_text(json.dumps(manifest))
+    values |= {"source": {"kind": "stored", "directory": str(directory)}, "generators": {"num_gpus": 0}}
+    moved = build({"name": "x", **values, "generator": {"model": str(copy)}})
+    assert Plan.of(moved).image_size == 32
+    (copy / "model.safetensors").write_bytes((copy / "model.safetensors").read_bytes() + b" ")
+    with pytest.raises(ConfigError, match=r"generator\.model was 'digit-scenes', is '.*/weights'"):
+        Plan.of(moved)
+
+
+def test_a_run_must_not_be_longer_than_what_is_stored(tmp_path: Path) -> None:
+    directory = store(small(), tmp_path / "out")
+    assert Plan.of(stored(directory, training={"steps": 16})).steps == 16
+    with pytest.raises(ConfigError) as error:
+        Plan.of(stored(directory, training={"steps": 17}))
+    assert str(error.value) == (
+        "training.steps must be at most 16 for the 64 anchors that are stored of fakes:Fake, got 17; genray generate "
+        "with more --anchors adds to them"
+    )
+    reused = {"reuse": 2, "reuse_window": 8}
+    assert Plan.of(stored(directory, stream=reused, training={"steps": 24})).steps == 24
+    with pytest.raises(ConfigError, match=r"must be at most 24 for the 64"):
+        Plan.of(stored(directory, stream=reused, training={"steps": 26}))
+
+
+def test_what_is_not_there_is_told(tmp_path: Path) -> None:
+    directory = store(small(), tmp_path / "out")
+    read = Renderer(stored(directory))
+    (directory / "00000003.parquet").unlink()
+    read.shown(np.arange(24))
+    with pytest.raises(UserError, match=r"^source\.directory must hold whole files \(.*00000003\.parquet.*\); remove"):
+        read.shown(np.arange(20, 28))
+    (directory / MANIFEST).rename(tmp_path / MANIFEST)
+    with pytest.raises(
+        ConfigError, match=r"^source\.directory must be one that genray generate has finished, got '.*'"
+    ):
+        Plan.of(stored(directory))
+    (directory / MANIFEST).write_text('{"name": 3}')
+    with pytest.raises(ConfigError, match=r"manifest\.json must be a manifest of genray generate: "):
+        Plan.of(stored(directory))
+    values = json.loads((tmp_path / MANIFEST).read_text())
+    (directory / MANIFEST).write_text(json.dumps({**values, "tickets": [[2, 4], [6, 8]]}))
+    with pytest.raises(
+        ConfigError, match=r"must hold the anchors from the first on, got .* with files 2 to 3 and 6 to 7"
+    ):
+        Plan.of(stored(directory))
+    (directory / MANIFEST).write_text(json.dumps({**values, "tickets": [[0, 2], [6, 8]]}))
+    assert describe(stored(directory)).end == 16
+
+
+@pytest.mark.parametrize("format", ["parquet", "webdataset"])
+def test_a_damaged_file_is_told(tmp_path: Path, format: Format) -> None:
+    directory = store(small(), tmp_path / "out", format=format)
+    path = Shards(directory, format, 8).path(2)
+    content = path.read_bytes()
+    views = Renderer(small(), "cpu").shown(np.arange(16, 24))["views"]
+    inside = content.index(views[3].tobytes()) + 100 if format == "parquet" else content.index(b"IDAT") + 30
+    flipped = content[:inside] + bytes([content[inside] ^ 255]) + content[inside + 1 :]
+    for spoilt in (content[: len(content) // 2], b"", b"something else", flipped):
+        path.write_bytes(spoilt)
+        with pytest.raises(
+            UserError, match=r"^source\.directory must hold whole files \(.*00000002\.\w+ cannot be read"
+        ):
+            Renderer(stored(directory)).shown(np.arange(16, 24))
+    shutil.copy(Shards(directory, format, 8).path(1), path)
+    with pytest.raises(UserError, match="holds other places of the stream than its name says"):
+        Renderer(stored(directory)).shown(np.arange(16, 24))
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"generators": {"num_gpus": 1}},
+            "generators.num_gpus must be 0 for source.kind = 'stored' (reading files takes",
+        ),
+        ({"stream": {"reuse": "auto"}}, "stream.reuse must be a number where views are read from files, which have an"),
+        (
+            {"stream": {"ticket_batches": "auto"}},
+            "stream.ticket_batches must be a number where views are read from files",
+        ),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(tmp_path: Path, sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        stored(tmp_path, **sections)
+    assert str(error.value).startswith(message)
+
+
+def test_a_bench_has_no_end(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^source\.kind must be one without an end to be measured, got 'stored'$"):
+        bench(stored(store(small(), tmp_path / "out")), repeats=1, seconds=1)
+
+
+def test_it_is_previewed_and_planned(tmp_path: Path) -> None:
+    config = stored(store(small(), tmp_path / "out"), model=MODEL)
+    draw(config, tmp_path / "x.png", 3)
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.size[1] > 3 * 64
+    assert Plan.of(config).lines(config)[0] == "stored         fakes:Fake: 8 px, latents of 4, 3 classes"
