@@ -7,15 +7,17 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import Positional
+from tyro.conf import OmitArgPrefixes, Positional
 
 from genray import configure
+from genray.navigate import Navigating, navigate
 from genray.settings import UserError
+from genray.steer import Steering, steer
 
 STARTED = time.time()
 
@@ -169,6 +171,42 @@ class Preview:
 
 
 @dataclass(frozen=True)
+class Steer:
+    """Learn linear walks for views of kind "steered": zoom, shift, rotation, brightness, colour.
+
+    The same command again goes on where it was stopped. Of the configuration the generator, the seed, the classes and
+    the tracking count.
+    """
+
+    preset: Positional[str]
+    """Preset, TOML file or run directory."""
+    learning: OmitArgPrefixes[Steering] = field(default_factory=Steering)
+    out: Path = Path("walks.safetensors")
+    """File to write, with a picture of the walks beside it."""
+
+    def __call__(self, overrides: Sequence[str]) -> None:
+        _print_lesson(self.out, steer(configure.load(self.preset, overrides), self.out, self.learning))
+
+
+@dataclass(frozen=True)
+class Navigate:
+    """Learn a network for views of kind "navigator", which moves a latent to where its view is hard to recognise.
+
+    The same command again goes on where it was stopped. Of the configuration the generator, the seed, the classes and
+    the tracking count.
+    """
+
+    preset: Positional[str]
+    """Preset, TOML file or run directory."""
+    learning: OmitArgPrefixes[Navigating] = field(default_factory=Navigating)
+    out: Path = Path("navigator.safetensors")
+    """File to write, with a picture of some views beside it."""
+
+    def __call__(self, overrides: Sequence[str]) -> None:
+        _print_lesson(self.out, navigate(configure.load(self.preset, overrides), self.out, self.learning))
+
+
+@dataclass(frozen=True)
 class List:
     """Show the runs of a directory and their state."""
 
@@ -218,6 +256,8 @@ Command = (
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Preview, tyro.conf.subcommand("preview")]
+    | Annotated[Steer, tyro.conf.subcommand("steer")]
+    | Annotated[Navigate, tyro.conf.subcommand("navigate")]
     | Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Presets, tyro.conf.subcommand("presets")]
     | Annotated[Fields, tyro.conf.subcommand("fields")]
@@ -262,6 +302,13 @@ def _print_report(report: dict[str, Any]) -> None:
     print(f"encoder {report['directory']}/export")
     if report["mlflow"]:
         print(f"MLflow  {report['mlflow']}")
+
+
+def _print_lesson(out: Path, page: str) -> None:
+    print(f"file    {out}")
+    print(f"picture {out.with_suffix('.png')}")
+    if page:
+        print(f"MLflow  {page}")
 
 
 def _print_probes(probes: dict[str, dict[str, float]]) -> None:

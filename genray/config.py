@@ -16,7 +16,7 @@ from genray.generators.settings import MICRO_BATCH as MICRO_BATCH
 from genray.generators.settings import AnyGenerator
 from genray.generators.settings import BigGANGenerator as BigGANGenerator
 from genray.generators.settings import CustomGenerator as CustomGenerator
-from genray.latents import Gaussian, LatentView
+from genray.latent_views import Gaussian, LatentView
 from genray.objectives import Contrastive, Objective
 from genray.settings import ConfigError, settings
 from genray.sources.settings import AnySource, Generated
@@ -72,6 +72,10 @@ class Stream:
     """Size of the population; endless where it is not given."""
     num_neighbors: Positive | None = None
     """Neighbours of each anchor; a fresh one for each showing where it is not given."""
+    classes: tuple[int, ...] | None = None
+    """Classes of the anchors, for example [0, 3, 7]; all of the generator's where it is not given."""
+    class_weights: tuple[Amount, ...] | None = None
+    """How often each of these classes is shown, in any unit; equally often where it is not given."""
     ticket_batches: Positive | Literal["auto"] = 4
     """Batches rendered as one block; `auto` measures at the first start how many. May change when a run is resumed."""
     reuse: Positive | Literal["auto"] = 1

@@ -7,7 +7,7 @@ import json
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -45,7 +45,9 @@ def load(source: str, overrides: Sequence[str] = ()) -> Config:
 
 def settled(config: Config) -> Config:
     """The same with every file that it names named for good; raises ConfigError where a folder is not there."""
-    found = replace(config, source=config.source.settled(), generator=config.generator.settled())
+    found = replace(
+        config, source=config.source.settled(), generator=config.generator.settled(), view=config.view.settled()
+    )
     return config if found == config else found
 
 
@@ -128,18 +130,22 @@ def _kinds() -> dict[str, str]:
     }
 
 
-def _with_kinds(values: Mapping[str, Any]) -> dict[str, Any]:
-    kinds = _kinds()
-    return {
-        name: {"kind": kinds[name], **section} if name in kinds and isinstance(section, Mapping) else section
-        for name, section in values.items()
-    }
+def _with_kinds(values: Mapping[str, Any], owner: Any = Config) -> dict[str, Any]:
+    """The same with the default kind in each section, or section of a section, that may be of several and has none."""
+    hints, found = _hints(owner), dict(values)
+    for name in found.keys() & hints.keys():
+        members = [member for member in _members(hints[name]) if is_dataclass(member)]
+        if isinstance(found[name], Mapping) and len(members) > 1:
+            section = {"kind": getattr(owner, name).kind, **found[name]}
+            chosen = [member for member in members if section["kind"] in _kinds_of(member)]
+            found[name] = _with_kinds(section, chosen[0]) if chosen else section
+    return found
 
 
 def _override(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     kinds = _kinds()
     # A new kind comes first: it takes the numbers of the old one away, and none of those that are given beside it.
-    for path, value in sorted(overrides.items(), key=lambda item: not item[0].endswith(".kind")):
+    for path, value in sorted(overrides.items(), key=lambda item: (not item[0].endswith(".kind"), item[0].count("."))):
         *parents, leaf = path.split(".")
         node = values
         for parent in parents:
@@ -256,7 +262,8 @@ def reference() -> str:
 
 def _field_line(owner: Any, name: str) -> str:
     info = owner.__pydantic_fields__[name]
-    default = "required" if info.is_required() else json.dumps(info.get_default(call_default_factory=True))
+    value = info.get_default(call_default_factory=True)
+    default = "required" if info.is_required() else json.dumps(value, default=asdict)
     meaning = " ".join((info.description or "").split())
     return f"  {name} = {default}".ljust(36) + f"  {meaning}".rstrip()
 

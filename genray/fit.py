@@ -183,13 +183,8 @@ def _deliver(tracker: Tracker, run: RunDirectory, report: dict[str, Any]) -> Non
 def _close(
     tracker: Tracker, run: RunDirectory, status: Literal["FINISHED", "FAILED", "KILLED"], say: Callable[[str], None]
 ) -> None:
-    missing = tracker.close(status, CLOSING_S)
-    for line in missing:
+    for line in tracker.end(status, CLOSING_S, run.undelivered):
         say(line)
-    if missing:
-        run.undelivered.touch()
-    else:
-        run.undelivered.unlink(missing_ok=True)
 
 
 def _train(config: Config, run: RunDirectory, stopping: Stopping, own_ray: bool) -> dict[str, Any]:

@@ -1,90 +1,23 @@
-"""Anchors and latent views: which latents are rendered, as pure functions of (seed, anchor, view).
+"""Anchors: which latents, classes and views a run's seed stands for, as pure functions of (seed, anchor, view).
 
-Definitions: Jahanian, Puig, Tian, Isola, "Generative Models as a Data Source for Multiview Representation Learning"
-(ICLR 2022), section 3. Nothing here holds state; a retry, a restart or another number of generators changes nothing.
+Nothing here holds state; a retry, a restart or another number of generators changes nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import Field
 
-from genray.random import permutation, uniforms, words
-from genray.settings import settings
+from genray import objectives
+from genray.latent_views import View
+from genray.random import permutation, truncated_normal, uniforms, words
+from genray.settings import ConfigError
 
-_TAIL = 0.02275013194817921  # the standard normal distribution function at -2
-
-
-def truncated_normal(u: np.ndarray) -> np.ndarray:
-    """Uniform numbers in (0, 1) to a standard normal truncated at +-2, by the inverse distribution function."""
-    from scipy.special import ndtri  # not needed to read a configuration
-
-    return ndtri(_TAIL + (1 - 2 * _TAIL) * u)
-
-
-def normal(u: np.ndarray) -> np.ndarray:
-    """Uniform numbers in (0, 1) to a standard normal."""
-    from scipy.special import ndtri
-
-    return ndtri(u)
-
-
-class View:
-    """How the latent of a neighbour follows from its anchor's."""
-
-    renders: ClassVar[bool] = True
-    """Whether views differ before pixel augmentation."""
-
-    def __call__(self, z: np.ndarray, u: np.ndarray, truncation: float) -> np.ndarray:
-        """A neighbour of each anchor's latent.
-
-        Args:
-            z: the anchors' latents, `[n, d]`.
-            u: fresh uniform numbers in (0, 1), `[n, d]`.
-            truncation: the factor by which the anchors' truncated normal was scaled.
-
-        Returns:
-            `[n, d]`.
-        """
-        return z
-
-
-@settings
-class NoLatentView(View):
-    """Every view is the anchor's own image, rendered once ("Tx only")."""
-
-    kind: Literal["none"] = "none"
-    renders: ClassVar[bool] = False
-
-
-@settings
-class Independent(View):
-    """Each view is a second draw of z with the anchor's class; for conditional generators only."""
-
-    kind: Literal["independent"] = "independent"
-
-    def __call__(self, z: np.ndarray, u: np.ndarray, truncation: float) -> np.ndarray:
-        return truncation * truncated_normal(u)
-
-
-@settings
-class Gaussian(View):
-    """z' = z + w with w normal; z' is not truncated again."""
-
-    kind: Literal["gaussian"] = "gaussian"
-    std: Annotated[float, Field(gt=0)] = 1.0
-    """Scale of w in units of the latent prior: 1.0 for BigGAN, 0.2 for BigBiGAN, 0.25 for StyleGAN2 cars."""
-    truncated: bool = True
-    """Truncate w at two of its own scales, as the paper does."""
-
-    def __call__(self, z: np.ndarray, u: np.ndarray, truncation: float) -> np.ndarray:
-        return z + self.std * (truncated_normal(u) if self.truncated else normal(u))
-
-
-LatentView = Annotated[NoLatentView | Independent | Gaussian, Field(discriminator="kind")]
+if TYPE_CHECKING:
+    from genray.config import Stream
+    from genray.generators import GeneratorSpec
 
 
 @dataclass(frozen=True)
@@ -103,6 +36,10 @@ class Anchors:
     """Anchors in the population, shown in a new order each epoch; None for as many as are asked for."""
     num_neighbors: int | None = None
     """Neighbours each anchor has, one picked for each showing; None for a fresh one each time."""
+    classes: tuple[int, ...] | None = None
+    """Classes that occur; None for all."""
+    class_weights: tuple[float, ...] | None = None
+    """How often each of them does, in any unit; None for equally often."""
 
     def at(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Anchor ids and epochs at these positions of the stream, int64 `[n]` each."""
@@ -119,10 +56,17 @@ class Anchors:
         return self.truncation * truncated_normal(uniforms(self.seed, "latent", anchor, self.latent_dim))
 
     def labels(self, anchor: np.ndarray) -> np.ndarray:
-        """The anchors' classes, uniform: int64 `[n]`, -1 where the generator has no classes."""
+        """The anchors' classes: int64 `[n]`, -1 where the generator has none."""
         if not self.num_classes:
             return np.full(len(anchor), -1)
-        return (uniforms(self.seed, "label", anchor, 1)[:, 0] * self.num_classes).astype(np.int64)
+        u = uniforms(self.seed, "label", anchor, 1)[:, 0]
+        number = self.num_classes if self.classes is None else len(self.classes)
+        if self.class_weights is None:
+            drawn = (u * number).astype(np.int64)
+        else:
+            reached = np.cumsum(np.array(self.class_weights) / max(self.class_weights))
+            drawn = np.searchsorted(reached / reached[-1], u, side="right")
+        return drawn if self.classes is None else np.array(self.classes)[drawn]
 
     def views(self, position: np.ndarray, latent_view: View, num_views: int) -> np.ndarray:
         """Latents of the views shown at these positions, view 0 being the anchor's own: float32 `[n, V, d]`.
@@ -153,3 +97,33 @@ class Anchors:
             return epoch * (num_views - 1) + view - 1
         first = uniforms(self.seed, "pick", anchor, 1, use=epoch)[:, 0] * self.num_neighbors
         return (first.astype(np.int64) + view - 1) % self.num_neighbors
+
+
+def check_classes(stream: Stream, spec: GeneratorSpec, objective: str | None = None) -> None:
+    """Raise ConfigError where the classes of the anchors are none of the generator's, or too few for the objective."""
+    classes, weights = stream.classes, stream.class_weights
+    for name, given in (("classes", classes), ("class_weights", weights)):
+        if given is not None and not spec.num_classes:
+            raise ConfigError(
+                f"stream.{name} must not be given for a generator without classes, got {list(given)} with {spec.name}"
+            )
+    if classes is not None:
+        if not classes or len(set(classes)) < len(classes):
+            raise ConfigError(f"stream.classes must name one class or more, each once, got {list(classes)}")
+        if unknown := [label for label in classes if not 0 <= label < spec.num_classes]:
+            raise ConfigError(
+                f"stream.classes must be of the classes of {spec.name}, 0 to {spec.num_classes - 1}, got {unknown[0]}"
+            )
+    if weights is not None:
+        number = spec.num_classes if classes is None else len(classes)
+        if len(weights) != number:
+            raise ConfigError(
+                f"stream.class_weights must have a number for each of the {number} classes, got {len(weights)}"
+            )
+        if not any(weights):
+            raise ConfigError("stream.class_weights must not be 0 for every class")
+    shown = len(classes) if classes is not None else spec.num_classes
+    if objective in objectives.CLASSES and (sum(map(bool, weights)) if weights is not None else shown) == 1:
+        raise ConfigError(
+            f"stream.classes must leave several classes to tell apart for objective.kind = {objective!r}, got one"
+        )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from genray import objectives, sources
 from genray.config import Config
 from genray.generators import GeneratorSpec, describe
-from genray.latents import Anchors
+from genray.latents import Anchors, check_classes
 from genray.settings import ConfigError
 
 MIB = 2**20
@@ -42,7 +42,11 @@ class Plan:
         `num_workers` is how many learners there are, where that may change; their largest number if it is not given.
         """
         spec, stream = sources.describe(config), config.stream
-        objectives.check(config, spec, describe(config.generator) if config.source.renders else spec)
+        rendered = describe(config.generator) if config.source.renders else spec
+        objectives.check(config, spec, rendered)
+        if config.source.renders:
+            config.view.check(stream, rendered)
+            check_classes(stream, rendered, config.objective.kind if config.source.kind == "generated" else None)
         high = config.learners.bounds[1]
         workers = num_workers or high
         # "auto" is measured when the run begins; see `genray.tune`.
@@ -193,4 +197,6 @@ def anchors_of(config: Config, sizes: Plan | GeneratorSpec) -> Anchors:
         truncation=config.generator.truncation,
         num_anchors=config.stream.num_anchors,
         num_neighbors=config.stream.num_neighbors,
+        classes=config.stream.classes,
+        class_weights=config.stream.class_weights,
     )

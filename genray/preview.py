@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +44,7 @@ def grid(views: Tensor | np.ndarray, augmented: Tensor) -> np.ndarray:
     height = MARGIN + CAPTION + len(rendered) * (cell + GAP) - GAP + MARGIN
     canvas = np.full((height, lefts[-1] - GROUP_GAP + MARGIN, 3), _PAPER, dtype=np.uint8)
     for left, (_, images) in zip(lefts, groups, strict=False):
-        scaled = _nearest(images, cell)
-        for row in range(scaled.shape[0]):
-            for column in range(scaled.shape[1]):
-                y, x = MARGIN + CAPTION + row * (cell + GAP), left + column * (cell + GAP)
-                canvas[y : y + cell, x : x + cell] = scaled[row, column]
+        _place(canvas, _nearest(images, cell), MARGIN + CAPTION, left)
 
     picture = Image.fromarray(canvas)
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=11)
@@ -59,11 +56,46 @@ def grid(views: Tensor | np.ndarray, augmented: Tensor) -> np.ndarray:
     return np.asarray(picture)
 
 
+def sheet(blocks: Sequence[tuple[str, np.ndarray]], across: int = 1) -> np.ndarray:
+    """Blocks of images with captions above them, so many beside one another.
+
+    Args:
+        blocks: captions and images, uint8 `[rows, columns, 3, H, W]`, all of one size.
+        across: blocks in a row of the sheet.
+
+    Returns:
+        The picture, uint8 `[height, width, 3]`.
+    """
+    cell = cell_size(blocks[0][1].shape[-1])
+    shelves = [blocks[first : first + across] for first in range(0, len(blocks), across)]
+    tops = [MARGIN]
+    for shelf in shelves:
+        tops.append(tops[-1] + CAPTION + max(len(images) for _, images in shelf) * (cell + GAP) - GAP + MARGIN)
+    columns = [max(shelf[b][1].shape[1] for shelf in shelves if b < len(shelf)) for b in range(len(shelves[0]))]
+    lefts = [column_left(cell, columns[:b]) for b in range(len(columns) + 1)]
+    canvas = np.full((tops[-1], lefts[-1] - GROUP_GAP + MARGIN, 3), _PAPER, dtype=np.uint8)
+    for top, shelf in zip(tops, shelves, strict=False):
+        for left, (_, images) in zip(lefts, shelf, strict=False):
+            _place(canvas, _nearest(np.moveaxis(images, 2, -1), cell), top + CAPTION, left)
+
+    picture = Image.fromarray(canvas)
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=11)
+    for top, shelf in zip(tops, shelves, strict=False):
+        for left, (caption, _) in zip(lefts, shelf, strict=False):
+            pen.text((left, top + CAPTION / 2 - 2), caption, fill=_INK, font=font, anchor="lm")
+    return np.asarray(picture)
+
+
 def save(path: Path, views: Tensor | np.ndarray, augmented: Tensor) -> None:
     """Write the `grid` as a PNG, whole or not at all."""
+    write(path, grid(views, augmented))
+
+
+def write(path: Path, picture: np.ndarray) -> None:
+    """Write a picture, uint8 `[height, width, 3]`, as a PNG, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    Image.fromarray(grid(views, augmented)).save(partial, format="PNG")
+    Image.fromarray(picture).save(partial, format="PNG")
     partial.replace(path)
 
 
@@ -75,6 +107,15 @@ def cell_size(size: int) -> int:
 def column_left(cell: int, columns: list[int]) -> int:
     """Where a group starts that follows groups of so many columns."""
     return MARGIN + sum(count * (cell + GAP) - GAP + GROUP_GAP for count in columns)
+
+
+def _place(canvas: np.ndarray, cells: np.ndarray, top: int, left: int) -> None:
+    """Put cells `[rows, columns, cell, cell, 3]` side by side, with gaps, into the canvas."""
+    rows, columns, cell = cells.shape[:3]
+    for row in range(rows):
+        for column in range(columns):
+            y, x = top + row * (cell + GAP), left + column * (cell + GAP)
+            canvas[y : y + cell, x : x + cell] = cells[row, column]
 
 
 def _nearest(images: np.ndarray, cell: int) -> np.ndarray:

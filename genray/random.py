@@ -13,6 +13,7 @@ _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
+_TAIL = 0.02275013194817921  # the standard normal distribution function at -2
 Words = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -54,6 +55,18 @@ def words(seed: int, purpose: str, index: np.ndarray, count: int, use: int | np.
 def uniforms(seed: int, purpose: str, index: np.ndarray, draws: int, use: int | np.ndarray = 0) -> np.ndarray:
     """Uniform numbers strictly between 0 and 1, float64 `[n, draws]`, keyed like `words`."""
     return (words(seed, purpose, index, draws, use) + 0.5) * 2.0**-32
+
+
+def normal(u: np.ndarray) -> np.ndarray:
+    """Uniform numbers in (0, 1) to a standard normal, by the inverse distribution function."""
+    from scipy.special import ndtri  # not needed to read a configuration
+
+    return ndtri(u)
+
+
+def truncated_normal(u: np.ndarray) -> np.ndarray:
+    """Uniform numbers in (0, 1) to a standard normal truncated at +-2."""
+    return normal(_TAIL + (1 - 2 * _TAIL) * u)
 
 
 def permutation(seed: int, epoch: int, position: np.ndarray, size: int) -> np.ndarray:

@@ -67,11 +67,11 @@ def tail(path: Path, stop: threading.Event, start: int = 0, poll_s: float = 0.25
         stop.wait(poll_s)
 
 
-def parameters(config: Config) -> dict[str, str]:
+def parameters(settings: Config | Mapping[str, Any]) -> dict[str, str]:
     """Every setting of a run under its dotted path, as MLflow takes it; text as it is, other values as JSON."""
     return {
         re.sub(r"[^\w\-. /]", "_", path): _shorten(value if isinstance(value, str) else json.dumps(value))
-        for path, value in _flatten(config.to_dict())
+        for path, value in _flatten(settings.to_dict() if isinstance(settings, Config) else settings)
     }
 
 
@@ -85,10 +85,20 @@ class Tracker:
         config: the resolved configuration.
         run_directory: holds metrics.jsonl, and mlflow.json from now on.
         warn: called, from the thread, with one line at the first failure.
+        settings: what the run's parameters are, where the configuration does not decide all of it or not all of the
+            configuration decides it.
     """
 
-    def __init__(self, config: Config, run_directory: Path, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        run_directory: Path,
+        warn: Callable[[str], None],
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self._config, self._directory, self._warn = config, run_directory, warn
+        self._parameters = parameters(config if settings is None else settings)
+        self._tags = _tags(config) if settings is None else _versions()
         storage = Path(config.storage_path).absolute()
         self._own_store = f"sqlite:///{storage / 'mlflow.db'}"
         self._artifact_store = str(storage / "mlartifacts")
@@ -155,6 +165,15 @@ class Tracker:
             f"everything is in {self._directory}, and its {METRICS} is sent when the run is resumed",
         ]
 
+    def end(self, status: Literal["FINISHED", "FAILED", "KILLED"], timeout_s: float, undelivered: Path) -> list[str]:
+        """`close`, and leave the file `undelivered` where something could not be written, or remove it."""
+        missing = self.close(status, timeout_s)
+        if missing:
+            undelivered.touch()
+        else:
+            undelivered.unlink(missing_ok=True)
+        return missing
+
     def _work(self) -> None:
         tries = LAST_TRIES
         while tries and not self._abandoned.is_set():
@@ -194,6 +213,8 @@ class Tracker:
         for library in ("mlflow", "alembic", "urllib3"):  # what goes wrong is raised, and said once by this class
             logging.getLogger(library).setLevel(logging.CRITICAL)
         self._directory.mkdir(parents=True, exist_ok=True)
+        if self._uri == self._own_store:
+            Path(self._artifact_store).parent.mkdir(parents=True, exist_ok=True)
         client = MlflowClient(tracking_uri=self._uri)
         run = self._continued(client) or self._create(client)
         run_id = run.info.run_id
@@ -240,9 +261,9 @@ class Tracker:
         """Parameters and tags; MLflow refuses a parameter that changed, so what a resumed run changed is a tag."""
         from mlflow.entities import Param, RunTag
 
-        wanted = parameters(self._config)
+        wanted = self._parameters
         changed = {f"changed.{path}": b for path, a, b in differences(run.data.params, wanted) if a and b}
-        tags = [RunTag(key, value) for key, value in {**_tags(self._config), **changed}.items()]
+        tags = [RunTag(key, value) for key, value in {**self._tags, **changed}.items()]
         params = [Param(key, value) for key, value in wanted.items() if key not in run.data.params]
         for first in range(0, len(params), 100):
             client.log_batch(run.info.run_id, params=params[first : first + 100])
@@ -300,12 +321,16 @@ def _flatten(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, A
 
 def _tags(config: Config) -> dict[str, str]:
     return {
-        **{f"{package}.version": _version(package) for package in ("genray", "ray", "torch")},
+        **_versions(),
         "source": config.source.kind,
         "generator": sources.describe(config).name,
         "view": config.view.kind,
         "objective": config.objective.kind,
     }
+
+
+def _versions() -> dict[str, str]:
+    return {f"{package}.version": _version(package) for package in ("genray", "ray", "torch")}
 
 
 def _version(package: str) -> str:

@@ -58,3 +58,34 @@ def uses(steps: int, reuse: int, window: int) -> list[tuple[int, int]]:
         fresh = found[-1][1] + 1
         found += [(use, fresh) for use in range(reuse)]
     return found[:steps]
+
+
+class Blob(torch.nn.Module):
+    """A soft ellipse whose latents are what steering is about: x, y, log size, angle, red, green, blue, and one more.
+
+    It keeps the contract in other ways too, with `returns`: "uint8", or "constant", floats without a gradient.
+    """
+
+    def __init__(self, returns: str = "float", latent_dim: int = 8):
+        super().__init__()
+        self.image_size, self.latent_dim, self.num_classes, self.returns = 16, latent_dim, 2, returns
+        self.width = torch.nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, z: Tensor, labels: Tensor, seeds: Tensor) -> Tensor:
+        axis = (torch.arange(16) + 0.5) / 8 - 1
+        x, y = axis - 0.3 * z[:, 0, None, None], axis[:, None] - 0.3 * z[:, 1, None, None]
+        angle = 0.4 * z[:, 3, None, None]
+        along, across = x * angle.cos() - y * angle.sin(), x * angle.sin() + y * angle.cos()
+        size = self.width * torch.exp(0.3 * z[:, 2, None, None])
+        shape = torch.exp(-((along / size) ** 2 + (across / (0.4 + 0.1 * labels[:, None, None]) / size) ** 2))
+        images = torch.tanh(1.5 * shape[:, None] + 0.4 * z[:, 4:7, None, None] - 0.5)
+        if self.returns == "uint8":
+            return (255 * (images + 1) / 2).to(torch.uint8)
+        return images.detach() if self.returns == "constant" else images
+
+
+def blob(options: dict[str, Any] | None = None, **sections: Any) -> Config:
+    """A run on images of `Blob`."""
+    made = {"kind": "custom", "target": "fakes:Blob", "options": options or {}, "image_size": 16, "latent_dim": 8}
+    generator = {**made, "num_classes": 2, "micro_batch": 16, **sections.pop("generator", {})}
+    return build({"name": "blob", "generator": generator, "tracking": {"mlflow": False}, **sections})

@@ -38,7 +38,8 @@ def refused(directory: Path, *arguments: str) -> str:
 def test_help_answers_at_once(tmp_path: Path) -> None:
     code = ["-X", "importtime", "-m", "genray.cli", "--help"]
     done = subprocess.run([sys.executable, *code], capture_output=True, text=True, check=True, cwd=tmp_path)
-    for command in ("train", "bench", "evaluate", "export", "generate", "preview", "list", "presets", "fields"):
+    commands = "train bench evaluate export generate preview steer navigate list presets fields"
+    for command in commands.split():
         assert command in done.stdout
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "pydantic" in imported  # the list is what it should be
@@ -177,6 +178,23 @@ def test_preview_tells_what_went_wrong(
     said = capsys.readouterr().err
     assert re.fullmatch(f"genray: {message}\n", said), said
     assert not list(fake_run.rglob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("steer demo --zoom 1", "--zoom must be more than 1, got 1"),
+        ("steer demo --walks zoom up", "--walks must be of zoom, shift_x, .*, got 'up'"),
+        ("steer demo --out walks", "--out must be a .safetensors file in a directory that exists, got 'walks'"),
+        ("steer demo --generatr.truncation 1", "generatr must be a field of the configuration; did you mean .*"),
+        ("navigate demo --batch 1", "--batch must be at least 2, .*, got 1"),
+        ("preview demo --view.kind steered --view.walks w", "view.walks must be a file that `genray steer` wrote, .*"),
+    ],
+)
+def test_a_mistake_in_what_is_learned_is_told_in_one_line(arguments: str, message: str, tmp_path: Path) -> None:
+    said = refused(tmp_path, *arguments.split())
+    assert re.fullmatch(message, said), said
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_weights_are_told_in_one_line(

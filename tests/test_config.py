@@ -10,7 +10,7 @@ import pytest
 
 from genray.config import MAY_CHANGE, AdamW, Config, check
 from genray.configure import build, differences, reference
-from genray.latents import Independent
+from genray.latent_views import Independent
 from genray.settings import ConfigError
 
 CUSTOM = {"kind": "custom", "target": "package.module:factory"}
@@ -220,7 +220,8 @@ def test_a_name_must_be_given() -> None:
         ({"generator": {**CUSTOM, "model": 1}}, "generator.model must be a field of generator; it has kind, target, "),
         (
             {"view": {"kind": "gausian"}},
-            "view.kind must be one of none, independent, gaussian, got 'gausian'; did you mean 'gaussian'?",
+            "view.kind must be one of none, independent, gaussian, uniform, angular, variance_preserving, chunked, "
+            "steered, navigator, got 'gausian'; did you mean 'gaussian'?",
         ),
         (
             {"optimizer": {"kind": "adam"}},

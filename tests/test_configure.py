@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from genray import configure
+from genray import configure, learned
 from genray.config import Config
 from genray.settings import ConfigError
 
@@ -134,6 +136,40 @@ def test_a_new_kinds_numbers_may_stand_before_it(source: str) -> None:
     for line in ("--optimizer.lr 0.5 --optimizer.kind lars", "--optimizer.kind lars --optimizer.lr 0.5"):
         config = load(source, line)
         assert (config.optimizer.kind, config.optimizer.lr) == ("lars", 0.5)
+
+
+def test_a_section_of_a_section_may_be_of_several_kinds(source: str, tmp_path: Path) -> None:
+    chunked = "--view.kind chunked --view.slices [[0,3],[5,6]]"
+    view = load(source, chunked).to_dict()["view"]
+    assert view == {
+        "kind": "chunked",
+        "slices": [[0, 3], [5, 6]],
+        "noise": {"kind": "gaussian", "std": 1.0, "truncated": True},
+    }
+    assert load(source, f"{chunked} --view.noise.std 0.5").to_dict()["view"]["noise"]["std"] == 0.5
+    for line in (f"--view.noise.kind angular {chunked}", f"{chunked} --view.noise.std 2 --view.noise.kind angular"):
+        assert load(source, line).to_dict()["view"]["noise"]["kind"] == "angular"
+    nested = tmp_path / "nested.toml"
+    nested.write_text("[view]\nkind = 'chunked'\nslices = [[0, 1]]\n[view.noise]\nkind = 'uniform'\nstd = 0.1")
+    assert load(str(nested), "").to_dict()["view"]["noise"] == {"kind": "uniform", "std": 0.1}
+    another = load(str(nested), "--view.noise.kind gaussian").to_dict()["view"]["noise"]
+    assert another == {"kind": "gaussian", "std": 1.0, "truncated": True}
+    typo = told(source, f"{chunked} --view.noise.sdt 1")
+    assert typo == "view.noise.sdt must be a field of view.noise; did you mean 'std'?"
+    assert told(source, f"{chunked} --view.noise.kind chunked").startswith("view.noise.kind must be one of gaussian, ")
+    assert told(source, "--view.kind chunked --view.slices [[0,1.5]]") == "view.slices.0.1 must be an integer, got 1.5"
+
+
+def test_files_of_latent_views_are_named_for_good(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = "--view.kind steered --view.walks later.safetensors"
+    later = load(source, line).to_dict()["view"]
+    assert (later["walks"], later["sha256"]) == (str(tmp_path / "later.safetensors"), None)
+    learned.WALKS.write(tmp_path / "later.safetensors", {"zoom": np.ones(32)}, {"generator": "x", "latent_dim": 32})
+    found = load(source, line)
+    content = (tmp_path / "later.safetensors").read_bytes()
+    assert found.to_dict()["view"]["sha256"] == hashlib.sha256(content).hexdigest()
+    assert configure.build(found.to_dict()) == found
 
 
 def test_the_same_kind_again_changes_nothing(source: str, tmp_path: Path) -> None:

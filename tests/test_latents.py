@@ -1,9 +1,18 @@
 """Anchors and latent views: the paper's distributions, and what each view is a function of."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
+from fakes import small
 
-from genray.latents import Anchors, Gaussian, Independent, NoLatentView, View
+from genray.latent_views import Gaussian, Independent, NoLatentView, View
+from genray.latents import Anchors
+from genray.plan import Plan
+from genray.random import uniforms
+from genray.settings import ConfigError
+from genray.views import Renderer
 
 POSITION = np.arange(4000)
 ENDLESS = Anchors(seed=1, latent_dim=64, num_classes=10)
@@ -79,6 +88,92 @@ def test_labels_are_uniform_and_independent_of_the_latents() -> None:
     without = Anchors(seed=1, latent_dim=64, num_classes=0).labels(POSITION[:3])
     assert without.dtype == np.int64
     assert without.tolist() == [-1, -1, -1]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 7, 10, 100, 999, 1000])
+def test_equal_weights_are_no_weights_at_all(number: int) -> None:
+    anchors = Anchors(seed=4, latent_dim=1, num_classes=number)
+    labels = anchors.labels(POSITION)
+    np.testing.assert_array_equal(labels, np.floor(uniforms(4, "label", POSITION, 1)[:, 0] * number))
+    for changed in (
+        {"class_weights": (0.3,) * number},
+        {"classes": tuple(range(number))},
+        {"classes": tuple(range(number)), "class_weights": (7.0,) * number},
+    ):
+        np.testing.assert_array_equal(replace(anchors, **changed).labels(POSITION), labels)  # type: ignore[arg-type]
+
+
+def test_a_subset_of_the_classes_is_shown_equally() -> None:
+    labels = replace(ENDLESS, classes=(7, 0, 3)).labels(POSITION)
+    assert labels.dtype == np.int64
+    counts = np.bincount(labels, minlength=10)
+    assert counts.nonzero()[0].tolist() == [0, 3, 7]
+    expected = len(POSITION) / 3
+    assert ((counts[[0, 3, 7]] - expected) ** 2 / expected).sum() < 2 + 5 * np.sqrt(4)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-30, 1e30])
+def test_classes_are_shown_as_often_as_their_weights_say(unit: float) -> None:
+    weights = (5 * unit, 0.0, 1 * unit, 4 * unit, 0.0)
+    anchors = replace(ENDLESS, classes=(2, 9, 4, 0, 1), class_weights=weights)
+    position = np.arange(20_000)
+    labels = anchors.labels(position)
+    counts = np.bincount(labels, minlength=10)
+    assert counts[[1, 9]].sum() == 0
+    for label, share in {2: 0.5, 4: 0.1, 0: 0.4}.items():
+        assert counts[label] == pytest.approx(share * 20_000, abs=5 * np.sqrt(20_000 * share * (1 - share)))
+    np.testing.assert_array_equal(anchors.labels(position[500:300:-7]), labels[500:300:-7])
+
+
+def test_the_latents_do_not_depend_on_the_classes() -> None:
+    chosen = replace(ENDLESS, classes=(1, 2), class_weights=(1.0, 2.0))
+    np.testing.assert_array_equal(chosen.latents(POSITION), ENDLESS.latents(POSITION))
+
+
+@pytest.mark.parametrize(
+    ("stream", "message"),
+    [
+        ({"classes": [0, 3]}, "stream.classes must be of the classes of fakes:Fake, 0 to 2, got 3"),
+        ({"classes": [-1]}, "stream.classes must be of the classes of fakes:Fake, 0 to 2, got -1"),
+        ({"classes": []}, "stream.classes must name one class or more, each once, got []"),
+        ({"classes": [1, 1]}, "stream.classes must name one class or more, each once, got [1, 1]"),
+        ({"class_weights": [1, 2]}, "stream.class_weights must have a number for each of the 3 classes, got 2"),
+        (
+            {"classes": [0, 2], "class_weights": [1, 2, 3]},
+            "stream.class_weights must have a number for each of the 2 classes, got 3",
+        ),
+        ({"class_weights": [0, 0, 0]}, "stream.class_weights must not be 0 for every class"),
+        ({"class_weights": [1, -1, 0]}, "stream.class_weights.1 must be greater than or equal to 0, got -1"),
+        ({"classes": 3}, "stream.classes must be a list, got 3"),
+    ],
+)
+def test_classes_that_make_no_sense_are_refused(stream: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        Plan.of(small(stream=stream))
+    assert str(error.value) == message
+
+
+def test_a_generator_without_classes_has_none_to_choose_from() -> None:
+    for name in ("classes", "class_weights"):
+        with pytest.raises(ConfigError) as error:
+            Plan.of(small({"num_classes": 0}, stream={name: [1]}))
+        assert str(error.value).startswith(f"stream.{name} must not be given for a generator without classes, got [1")
+
+
+@pytest.mark.parametrize("stream", [{"classes": [1]}, {"class_weights": [0, 1, 0]}])
+def test_one_class_leaves_nothing_to_tell_apart(stream: dict[str, Any]) -> None:
+    assert Plan.of(small(stream=stream)).num_classes == 3
+    with pytest.raises(ConfigError) as error:
+        Plan.of(small(stream=stream, objective={"kind": "supcon"}))
+    assert str(error.value) == (
+        "stream.classes must leave several classes to tell apart for objective.kind = 'supcon', got one"
+    )
+
+
+def test_a_run_shows_the_classes_that_are_configured() -> None:
+    shown = Renderer(small(stream={"classes": [2, 0], "class_weights": [1, 3]}), "cpu").shown(np.arange(400))
+    assert not (shown["label"] == 1).any()
+    assert np.mean(shown["label"] == 0) == pytest.approx(0.75, abs=0.1)
 
 
 def test_an_endless_population_never_shows_an_anchor_again() -> None:

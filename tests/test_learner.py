@@ -22,7 +22,7 @@ from genray.checkpoint import Open
 from genray.config import Config
 from genray.configure import build
 from genray.course import Course
-from genray.latents import NoLatentView
+from genray.latent_views import NoLatentView
 from genray.learner import Learner, NotFinite, OutOfOrder, Wish
 from genray.views import Block, Renderer
 

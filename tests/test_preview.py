@@ -7,7 +7,7 @@ from PIL import Image
 
 from genray.augment import augment_views, policy
 from genray.config import Augment
-from genray.preview import CAPTION, GAP, GROUP_GAP, MARGIN, cell_size, grid, save
+from genray.preview import CAPTION, GAP, GROUP_GAP, MARGIN, cell_size, grid, save, sheet
 
 
 def coloured(n: int, v: int, size: int) -> torch.Tensor:
@@ -61,6 +61,22 @@ def test_scaling_takes_the_nearest_pixel() -> None:
     views = torch.randint(0, 256, (1, 1, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     cell = grid(views, plain(views, 1))[MARGIN + CAPTION :][:64, MARGIN : MARGIN + 64]
     np.testing.assert_array_equal(cell, views[0, 0].permute(1, 2, 0).numpy().repeat(2, 0).repeat(2, 1))
+
+
+def test_a_sheet_has_a_caption_above_each_block() -> None:
+    blocks = [(f"block {b}", coloured(2, 3 + b, 32).numpy()) for b in range(3)]
+    picture = sheet(blocks, across=2)
+    cells = [64 * n + GAP * (n - 1) for n in range(6)]  # n images with gaps between them
+    shelf = CAPTION + cells[2] + MARGIN
+    assert picture.shape == (MARGIN + 2 * shelf, 2 * MARGIN + cells[5] + GROUP_GAP + cells[4], 3)
+    # The third block lies below the first, and is wider.
+    places = [(MARGIN, MARGIN), (MARGIN, MARGIN + cells[5] + GROUP_GAP), (MARGIN + shelf, MARGIN)]
+    for (top, left), (_, images) in zip(places, blocks, strict=True):
+        assert (picture[top : top + CAPTION, left : left + 60] < 150).any()
+        for row, line in enumerate(images):
+            for column, image in enumerate(line):
+                y, x = top + CAPTION + row * (64 + GAP), left + column * (64 + GAP)
+                assert (picture[y : y + 64, x : x + 64] == image[:, 0, 0]).all()
 
 
 def test_save_writes_a_png_and_nothing_else(tmp_path: Path) -> None:

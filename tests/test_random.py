@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from genray.random import permutation, philox, uniforms, words
+from genray.random import normal, permutation, philox, truncated_normal, uniforms, words
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,12 @@ def test_uniforms_are_uniform_and_open() -> None:
     lowest, highest = (0 + 0.5) * 2.0**-32, (2**32 - 1 + 0.5) * 2.0**-32  # what the smallest and largest word give
     assert 0 < lowest <= drawn.min()
     assert drawn.max() <= highest < 1
+
+
+def test_normals_are_quantiles() -> None:
+    u = np.array([0.0013498980316301, 0.1586552539314571, 0.5, 0.9772498680518208])
+    np.testing.assert_allclose(normal(u), [-3, -1, 0, 2], atol=1e-6)
+    np.testing.assert_allclose(truncated_normal(np.array([0.0, 0.25, 0.5, 1.0])), [-2, -0.6391, 0, 2], atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 15, 16, 17, 64, 1000, 65_537])

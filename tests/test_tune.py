@@ -9,14 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fakes import small
 
-from genray import cluster, microbatch, tune
+from genray import cluster, learned, microbatch, tune
 from genray.config import Config
 from genray.configure import build
 from genray.fit import Stopped
 from genray.rundir import RunDirectory
+from genray.settings import ConfigError
 
 RATES = {"generators": 2.0, "generator": 100.0, "learner": 700.0}
 
@@ -89,6 +91,20 @@ def test_what_is_given_is_not_measured(tmp_path: Path, measured: list[Config]) -
     half = tune.settle(left_open(tmp_path, reuse=2), say=lambda line: None)
     assert half.stream.reuse == 2
     assert len(measured) == 1
+
+
+def test_the_file_of_a_latent_view_is_settled_by_its_content(tmp_path: Path) -> None:
+    learned.WALKS.write(tmp_path / "w.safetensors", {"zoom": np.ones(4)}, {"generator": "x", "latent_dim": 4})
+    view = {"kind": "steered", "walks": str(tmp_path / "w.safetensors")}
+    config = tune.settle(small(storage_path=str(tmp_path), view=view))
+    assert config.view == small(view=view).view.settled()
+    assert config.to_dict()["view"]["sha256"]
+    run = RunDirectory.of(config)
+    run.claim(config)
+    run.metrics.touch()
+    learned.WALKS.write(tmp_path / "w.safetensors", {"zoom": np.zeros(4)}, {"generator": "x", "latent_dim": 4})
+    with pytest.raises(ConfigError, match=r"view.sha256 was '[0-9a-f]{64}', is '[0-9a-f]{64}'"):
+        run.claim(tune.settle(small(storage_path=str(tmp_path), view=view)))
 
 
 def test_settled_values_make_a_configuration(tmp_path: Path, measured: list[Config]) -> None:

@@ -73,6 +73,9 @@ class Generator(Protocol):
     def __call__(self, z: Tensor, labels: Tensor | None, seeds: Tensor | None = None) -> Tensor:
         """Render one image for each latent.
 
+        A generator may also have `differentiable`, called in the same way, which returns floats in [-1, 1] with their
+        gradient in z: what `genray steer` and `genray navigate` learn through.
+
         Args:
             z: latents, float32 `[n, latent_dim]`.
             labels: classes, int64 `[n]`; None where the generator has none.

@@ -100,6 +100,13 @@ class BigGANDeep:
         refuse(finite)
         return images
 
+    def differentiable(self, z: Tensor, labels: Tensor | None, seeds: Tensor | None = None) -> Tensor:
+        """float32 images in [-1, 1] with their gradient in z; neither compiled nor a CUDA graph."""
+        if labels is None:
+            raise ValueError("BigGAN renders classes: labels must be given")
+        with same_kernels(self.device, self.tf32):
+            return self.network(z.to(self.device, torch.float32), labels.to(self.device))
+
     @torch.inference_mode()
     def unchecked(self, z: Tensor, labels: Tensor | None, seeds: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The same images, and which of them are finite, bool `[n]`, without waiting for the device."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from genray.generators import BadImages
+from genray.settings import ConfigError
 
 
 def to_bytes(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,6 +66,28 @@ class Quantised:
     @torch.inference_mode()
     def unchecked(self, z: Tensor, labels: Tensor | None, seeds: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The same images, and which of them are finite, bool `[n]`, without waiting for the device."""
+        images = self._images(z, labels, seeds)
+        if images.dtype == torch.uint8:
+            return images, torch.ones(len(images), dtype=torch.bool, device=images.device)
+        return to_bytes(images)
+
+    def differentiable(self, z: Tensor, labels: Tensor | None, seeds: Tensor | None = None) -> Tensor:
+        """float32 images in [-1, 1] with their gradient in z.
+
+        Raises:
+            BadImages: they are of a wrong shape or dtype.
+            ConfigError: they are uint8, or come without a gradient.
+        """
+        images = self._images(z, labels, seeds)
+        if images.dtype == torch.uint8 or (z.requires_grad and torch.is_grad_enabled() and not images.requires_grad):
+            what = "uint8" if images.dtype == torch.uint8 else "floats without one"
+            raise ConfigError(
+                "generator.target must render floats that have a gradient in z, for something to be learned through "
+                f"it, got {what} from a {type(self.made).__name__}; leave out its rounding, no_grad and inference_mode"
+            )
+        return images.float().clamp(-1, 1)
+
+    def _images(self, z: Tensor, labels: Tensor | None, seeds: Tensor | None) -> Tensor:
         images = self.made(*(None if t is None else t.to(self.device) for t in (z, labels, seeds)))
         shape = (len(z), 3, self.image_size, self.image_size)
         if images.shape != shape or not (images.dtype == torch.uint8 or images.is_floating_point()):
@@ -72,6 +95,4 @@ class Quantised:
                 f"images must be uint8, or floats in [-1, 1], of shape {list(shape)}, "
                 f"got {images.dtype} of shape {list(images.shape)}"
             )
-        if images.dtype == torch.uint8:
-            return images, torch.ones(len(images), dtype=torch.bool, device=images.device)
-        return to_bytes(images)
+        return images

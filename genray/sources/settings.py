@@ -56,11 +56,11 @@ class Images(SourceSettings):
                 f"view.kind must be 'none' where the source is a folder of images, which have no latents, got "
                 f"{config.view.kind!r}"
             )
-        for name in ("num_anchors", "num_neighbors"):
+        for name in ("num_anchors", "num_neighbors", "classes", "class_weights"):
             if (value := getattr(config.stream, name)) is not None:
                 raise ConfigError(
                     f"stream.{name} must not be given where the source is a folder of images (its images are the "
-                    f"anchors, and have no neighbours), got {value}"
+                    f"anchors, all of them in each epoch and without neighbours), got {value}"
                 )
 
     def settled(self) -> Self:

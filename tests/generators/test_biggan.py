@@ -114,9 +114,19 @@ def test_the_network_is_frozen_and_differentiable_in_z(small, checkpoint):
     generator = load_biggan(checkpoint(), 1.0, "cpu")
     assert not any(parameter.requires_grad for parameter in generator.network.parameters())
     z.requires_grad_()
-    generator.network(z, classes).sum().backward()
-    assert z.grad is not None
-    assert z.grad.abs().sum() > 0
+    images = generator.differentiable(z, classes)
+    assert torch.equal((127.5 * (images + 1)).round().to(torch.uint8), generator(z, classes))
+    slope = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    images.backward(slope)
+    theirs = z.detach().clone().requires_grad_()
+    small[1](theirs, one_hot(classes, small[0]), 1.0).backward(slope)
+    assert theirs.grad.abs().mean() > 0
+    torch.testing.assert_close(z.grad, theirs.grad, rtol=1e-2, atol=1e-3 * float(theirs.grad.abs().max()))
+
+
+def test_a_gradient_needs_classes_too(checkpoint):
+    with pytest.raises(ValueError, match="labels must be given"):
+        load_biggan(checkpoint(), 1.0, "cpu").differentiable(torch.zeros(1, 16), None)
 
 
 KEY = "generator.layers.2.conv_1.bias"

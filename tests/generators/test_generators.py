@@ -217,6 +217,23 @@ def test_a_wrong_custom_generator_is_refused(config, told):
         load(config, "cpu")
 
 
+def test_a_custom_generator_is_differentiable_where_it_renders_floats():
+    z = torch.tensor([[0.1, 0.2, 0.3, 0.4], [2.0] * 4], requires_grad=True)
+    images = load(custom(kind="float"), "cpu").differentiable(z, None)
+    assert images.shape == (2, 3, 8, 8)
+    assert images.max() == 1  # what lies outside is clamped, as in the bytes
+    images.sum().backward()
+    assert torch.equal(z.grad, torch.tensor([[3 * 8 * 8 / 4.0] * 4, [0.0] * 4]))
+    with torch.no_grad():
+        assert not load(custom(kind="float"), "cpu").differentiable(z, None).requires_grad
+    with pytest.raises(
+        ConfigError, match=r"generator.target must render floats that have a gradient in z, .* got uint8"
+    ):
+        load(custom(kind="uint8"), "cpu").differentiable(z, None)
+    with pytest.raises(BadImages):
+        load(custom(kind="small"), "cpu").differentiable(z, None)
+
+
 def test_a_custom_module_is_moved_and_frozen(monkeypatch):
     class Module(torch.nn.Linear):
         image_size, latent_dim, num_classes = 8, 4, 0

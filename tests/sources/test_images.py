@@ -161,7 +161,7 @@ def test_views_that_are_used_again_need_a_window_of_images(tmp_path: Path) -> No
         (
             {"stream": {"num_anchors": 100}},
             "stream.num_anchors must not be given where the source is a folder of images (its images are the anchors, "
-            "and have no neighbours), got 100",
+            "all of them in each epoch and without neighbours), got 100",
         ),
         ({"stream": {"num_neighbors": 5}}, "stream.num_neighbors must not be given where the source is a folder of"),
         (
