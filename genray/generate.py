@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from genray import cluster, faults, generators, processes, records, sources
-from genray.config import Config, Learners, Training
+from genray.config import Config, Learners, Training, check
+from genray.configure import settled
 from genray.console import Progress
 from genray.course import Course, Ticket
 from genray.plan import MIB, Plan
@@ -96,7 +97,8 @@ def generate(
         RunFailed: a ticket could not be rendered or written.
         Stopped: SIGTERM or Ctrl-C came.
     """
-    asked, config = config, for_job(config, out)
+    asked = settled(config)
+    config = for_job(asked, out)
     first, last = wanted(config, asked, tickets, anchors)
     config = replace(config, training=Training(steps=last * _batches(config)))
     run, plan = RunDirectory.of(config), Plan.of(config)
@@ -108,6 +110,8 @@ def generate(
         course = Missing(plan, numbers=missing(shards, first, last))
         say(f"{len(course)} of {last - first} files are missing in {out}, each of {shards.anchors} anchors")
         if len(course):
+            draft = replace(draft, versions=with_ours(draft.versions))
+            write_atomically(run.path / MANIFEST, draft.to_json())
             _render(config, course, shards, run, address, say)
         manifest = finished(draft, shards, run)
         write_atomically(out / MANIFEST, manifest.to_json())
@@ -130,7 +134,9 @@ def for_job(config: Config, out: Path) -> Config:
     spec = sources.describe(config)
     ticket = batches * config.stream.batch_size * spec.views * 3 * spec.image_size**2
     look_ahead = max(config.generators.look_ahead_mib, -(-2 * ticket // MIB))  # blocks do not travel, but Ray is told
-    return replace(config, generators=replace(config.generators, mode="pool", look_ahead_mib=look_ahead))
+    config = replace(config, generators=replace(config.generators, mode="pool", look_ahead_mib=look_ahead))
+    check(config)
+    return config
 
 
 def wanted(config: Config, asked: Config, tickets: tuple[int, int] | None, anchors: int | None) -> tuple[int, int]:
@@ -199,7 +205,8 @@ def begun(
         UserError: the files that are there were asked for with other settings.
     """
     note = RunDirectory.of(config).path / MANIFEST
-    theirs = next((read_manifest(path) for path in (out / MANIFEST, note) if path.exists()), None)
+    # A note is of a job that was cut off, which may have added to what others had finished.
+    theirs = next((read_manifest(path) for path in (note, out / MANIFEST) if path.exists()), None)
     if theirs is None and config.source.renders and config.generator.micro_batch == "auto":
         config = _with_micro_batch(config, address, say)
     spec = sources.describe(config)
@@ -229,7 +236,7 @@ def begun(
         if config.source.renders:
             size = theirs.decided_by["generator"]["micro_batch"]
             config = replace(config, generator=replace(config.generator, micro_batch=size))
-        draft = replace(draft, decided_by=theirs.decided_by, faults=theirs.faults)
+        draft = replace(draft, decided_by=theirs.decided_by, faults=theirs.faults, versions=theirs.versions)
     write_atomically(note, draft.to_json())
     return config, draft
 
@@ -298,8 +305,18 @@ def finished(draft: Manifest, shards: Shards, run: RunDirectory) -> Manifest:
         tickets=tuple(ranges(there)),
         anchors=len(there) * shards.anchors,
         faults=dict(Counter(draft.faults or {}) + Counter(faults.counts(run.faults))),
-        versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     )
+
+
+def with_ours(versions: dict[str, str] | None) -> dict[str, str]:
+    """These versions of the programs that have rendered, each with that of this job where it is another.
+
+    >>> with_ours({"torch": "2.0.0"})["torch"].startswith("2.0.0, ")
+    True
+    """
+    ours = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    known = {name: (versions or {}).get(name, now).split(", ") for name, now in ours.items()}
+    return {name: ", ".join(dict.fromkeys([*was, ours[name]])) for name, was in known.items()}
 
 
 def ranges(numbers: list[int]) -> list[tuple[int, int]]:

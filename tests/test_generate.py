@@ -107,9 +107,11 @@ def test_a_webdataset_holds_image_files(tmp_path: Path, here: Here) -> None:
     with tarfile.open(tmp_path / "00000001.tar") as archive:
         names = archive.getnames()
         content = {name: archive.extractfile(name).read() for name in names}  # type: ignore[union-attr]
+    noted = json.loads(content["000000000009.json"])
+    assert noted.pop("crc32") > 0
     assert names[:4] == [f"000000000008.{name}" for name in ("json", "latent.npy", "0.png", "1.png")]
     assert len(names) == 4 * 8
-    assert json.loads(content["000000000009.json"]) == {
+    assert noted == {
         "position": 9,
         "anchor": shown["anchor"][9],
         "epoch": 1,
@@ -210,6 +212,37 @@ def test_a_job_has_no_learners_and_room_for_its_tickets(tmp_path: Path) -> None:
     assert Plan.of(job).look_ahead >= 2
     with pytest.raises(UserError, match=r"^source\.kind must be one that can be stored, got 'stored'"):
         generate.for_job(small(source={"kind": "stored", "directory": "x"}, generators={"num_gpus": 0}), tmp_path)
+
+
+def test_a_job_keeps_the_rules_of_a_pool(tmp_path: Path) -> None:
+    """Which a run whose learners decode for themselves need not keep."""
+    images = of_images(folder(tmp_path / "photos", {"a": 9}), generators={"mode": "inline", "num_gpus": 1})
+    with pytest.raises(UserError, match=r"^generators\.num_gpus must be 0 for source\.kind = 'images'"):
+        generate.for_job(images, tmp_path / "out")
+
+
+def test_files_are_named_for_good(tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder(tmp_path / "photos", {"a": 9})
+    monkeypatch.chdir(tmp_path)
+    manifest = written(of_images(Path("photos")), tmp_path / "out", anchors=8)
+    assert manifest.decided_by["source"]["directory"] == str(tmp_path / "photos")
+    assert len(manifest.decided_by["source"]["digest"]) == 64
+
+
+def test_all_versions_that_rendered_are_told(tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = written(small(), tmp_path, anchors=8).versions
+    assert first is not None
+    monkeypatch.setattr(generate, "version", lambda name: "99.0" if name == "torch" else first[name])
+    assert written(small(), tmp_path, anchors=8).versions == first  # nothing was left to render
+    both = {**first, "torch": f"{first['torch']}, 99.0"}
+    here.cut_off_after = 2
+    with pytest.raises(KeyboardInterrupt):
+        written(small(), tmp_path, anchors=24)
+    here.cut_off_after = None
+    monkeypatch.undo()
+    monkeypatch.setattr(generate, "_render", here)
+    assert written(small(), tmp_path, anchors=24).versions == both
+    assert written(small(), tmp_path, anchors=32).versions == both
 
 
 def test_the_tickets_that_are_missing_are_those_of_the_whole_course() -> None:

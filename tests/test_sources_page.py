@@ -1,4 +1,4 @@
-"""docs/sources.md: its examples are configurations, and its modules render."""
+"""docs/sources.md, and the README's section on sources: examples are configurations, and modules render."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ from genray.views import Renderer
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "sources.md").read_text()
+README = (ROOT / "README.md").read_text()
 
 
 def example(name: str) -> str:
     """The code block that begins with this name."""
-    [found] = re.findall(rf"```\w+\n(# {re.escape(name)}\n.*?)```", PAGE, flags=re.DOTALL)
-    return found
+    [found] = re.findall(rf"```\w+\n(# {re.escape(name)}\n.*?)```", README + PAGE, flags=re.DOTALL)
+    return str(found)
 
 
 class Net(nn.Module):
@@ -65,7 +66,8 @@ def shown(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **generato
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, name, raising=False)
     values = tomllib.loads(example(f"{name}.toml"))
-    assert len(example(f"{name}.py").splitlines()) < 22
+    lines = [line for line in example(f"{name}.py").splitlines() if line and not line.startswith("#")]
+    assert len(lines) == 10  # as many as are promised
     values["generator"] |= {"micro_batch": 4, **generator}
     return Renderer(configure.build({"name": name, **values}), "cpu").shown(np.arange(4))
 

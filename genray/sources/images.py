@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from genray.latents import Anchors
 from genray.settings import ConfigError, UserError
@@ -97,12 +97,14 @@ class Folder:
 def decoded(path: Path, size: int) -> np.ndarray:
     """The largest square in the middle of an image, resized to `size` pixels a side, antialiased: uint8 `[3, H, W]`.
 
+    It is upright, as its EXIF data say; transparency is ignored, and of 16 bits the upper 8 are taken.
+
     Raises:
-        UserError: the file cannot be decoded.
+        UserError: the file cannot be decoded, or what is white in it cannot be known.
     """
     try:
         with Image.open(path) as file:
-            image = file.convert("RGB")
+            image = _colours(_upright(file))
     except UNREADABLE as error:
         raise UserError(
             f"source.directory must hold images that can be decoded, got {str(path)!r} ({error}); mend or remove it, "
@@ -113,3 +115,22 @@ def decoded(path: Path, size: int) -> np.ndarray:
     left, top = round((width - side) / 2), round((height - side) / 2)
     square = image.crop((left, top, left + side, top + side))  # what lies beside it must not count at its edges
     return np.asarray(square.resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+
+
+def _colours(file: Image.Image) -> Image.Image:
+    """Three channels of 8 bits; raises ValueError for numbers that no colours follow from."""
+    if file.mode == "F":
+        raise ValueError("its pixels are floats")
+    if not file.mode.startswith("I"):
+        return file.convert("RGB")
+    grey = np.asarray(file)  # PIL would take all that is above 255 for white
+    if grey.min() < 0 or grey.max() >= 2**16:
+        raise ValueError("its pixels have more than 16 bits")
+    return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
+
+
+def _upright(file: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(file)
+    except Exception:  # of many kinds, for data that are damaged; the pixels need not be
+        return file

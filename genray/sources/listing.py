@@ -71,7 +71,10 @@ def _unchanged(directory: str, digest: str) -> Listing:
 def _listed(directory: str) -> Listing:
     if not Path(directory).is_dir():
         raise ConfigError(f"source.directory must be a directory that exists, got {directory!r}")
-    found = sorted(_below(directory, ""))
+    try:
+        found = sorted(_below(directory, ""))
+    except OSError as error:
+        raise ConfigError(f"source.directory must be readable with all below it, got {directory!r} ({error})") from None
     if not found:
         raise ConfigError(
             f"source.directory must hold images ({', '.join(SUFFIXES)}), or a directory of them for each class, got "

@@ -2,7 +2,7 @@
 
 Parquet holds pixels as they are: nothing has to be decoded, any Arrow reader takes them, and a page that was damaged is
 told by its checksum. WebDataset holds PNGs, without loss too, for programs that expect image files, at the cost of
-coding them.
+coding them; its other files are told by a checksum of their own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import io
 import json
 import os
 import tarfile
+import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,7 +112,8 @@ class Reader:
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
     """A file to be written under another name, which takes its own once all of it is on the disk."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    # Another machine may be at the same ticket, and its processes have the same numbers.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         yield partial
         with partial.open("rb") as file:
@@ -184,16 +187,18 @@ class _WebDataset:
         return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
 
     def _sample(self, key: str) -> Block:
-        numbers, views = json.loads(self._read(f"{key}.json")), list[np.ndarray]()
+        noted, views = json.loads(self._read(f"{key}.json")), list[np.ndarray]()
+        numbers = {name: noted[name] for name in NUMBERS}
         while (name := f"{key}.{len(views)}.png") in self.entries:
             content = self._read(name)
             with Image.open(io.BytesIO(content)) as image:
                 image.verify()  # its checksums; it has to be opened again for its pixels
             with Image.open(io.BytesIO(content)) as image:
                 views.append(np.asarray(image).transpose(2, 0, 1))
-        latent = np.zeros((len(views), 0), np.float32)
-        if (name := f"{key}.latent.npy") in self.entries:
-            latent = np.load(io.BytesIO(self._read(name)), allow_pickle=False)
+        latents = self._read(name) if (name := f"{key}.latent.npy") in self.entries else b""
+        if noted["crc32"] != _checksum(numbers, latents):
+            raise ValueError(f"the checksum of {key} is another one")
+        latent = np.load(io.BytesIO(latents), allow_pickle=False) if latents else np.zeros((len(views), 0), np.float32)
         return {"views": np.stack(views), "latent": latent, **{name: np.array(numbers[name]) for name in NUMBERS}}
 
     def _read(self, name: str) -> bytes:
@@ -211,16 +216,23 @@ class _WebDataset:
                 archive.addfile(entry, io.BytesIO(content))
 
             for row, position in enumerate(block["position"]):
-                key = f"{position:012}"
-                add(f"{key}.json", json.dumps({name: int(block[name][row]) for name in NUMBERS}).encode())
+                key, latents = f"{position:012}", io.BytesIO()
                 if block["latent"].size:
-                    file = io.BytesIO()
-                    np.save(file, block["latent"][row])
-                    add(f"{key}.latent.npy", file.getvalue())
+                    np.save(latents, block["latent"][row])
+                numbers = {name: int(block[name][row]) for name in NUMBERS}
+                noted = {**numbers, "crc32": _checksum(numbers, latents.getvalue())}
+                add(f"{key}.json", json.dumps(noted).encode())
+                if block["latent"].size:
+                    add(f"{key}.latent.npy", latents.getvalue())
                 for number, view in enumerate(block["views"][row]):
                     file = io.BytesIO()
                     Image.fromarray(view.transpose(1, 2, 0)).save(file, format="PNG", compress_level=1)
                     add(f"{key}.{number}.png", file.getvalue())
+
+
+def _checksum(numbers: dict[str, int], latents: bytes) -> int:
+    """Of what else than PNGs, which have their own, an anchor has in a WebDataset."""
+    return zlib.crc32(latents, zlib.crc32(json.dumps([numbers[name] for name in NUMBERS]).encode()))
 
 
 FORMATS: dict[Format, type[_Parquet] | type[_WebDataset]] = {"parquet": _Parquet, "webdataset": _WebDataset}

@@ -6,28 +6,26 @@ What decided the images stands in the directory's manifest; a configuration that
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from genray import generators
+from genray.config import ADAPTER, MAY_CHANGE, Config
 from genray.configure import differences
 from genray.settings import ConfigError, UserError
 from genray.sources import Block, SourceSpec
 from genray.sources.settings import Mix, Stored
 from genray.sources.shards import Damaged, Format, Reader, Shards
 
-if TYPE_CHECKING:
-    from genray.config import Config
-
 MANIFEST = "manifest.json"
 PORTIONS = ("batch_size", "ticket_batches", "reuse", "reuse_window")
 """Fields of the stream that do not decide what lies at its places."""
-MOVED = ("generator.model", "generator.path")
-"""Fields that may differ where the same weights lie elsewhere."""
+MOVED = {"generator.path": "generator.sha256", "generator.prompts_file": "generator.prompts_sha256"}
+"""Fields that may differ where these, the digests of the files that they name, do not."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Manifest:
     faults: dict[str, int] | None = None
     """How often something went wrong and was survived while they were written."""
     versions: dict[str, str] | None = None
-    """Of the programs that rendered."""
+    """Of the programs that rendered; with others in turn, all of them."""
     config: dict[str, Any] | None = None
     """The whole configuration, as it was when the last files were asked for."""
 
@@ -77,9 +75,10 @@ _MANIFEST = TypeAdapter(Manifest)
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest in a file; raises ConfigError where it is none."""
+    """The manifest in a file, with what was not there yet when it was written; ConfigError where it is none."""
     try:
-        return _MANIFEST.validate_json(path.read_bytes())
+        found = _MANIFEST.validate_json(path.read_bytes())
+        return replace(found, decided_by=decided_by(ADAPTER.validate_python({"name": "stored", **found.decided_by})))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "its content"
@@ -101,7 +100,8 @@ def decided_by(config: Config) -> dict[str, Any]:
 def changes(theirs: Manifest, config: Config) -> list[str]:
     """How a configuration differs from what decided stored anchors, apart from where the same files lie.
 
-    What it leaves open, or cannot know because the file is not here, is no difference.
+    What it leaves open, or cannot know because the file is not here, is no difference, and neither is what may change
+    while a run is resumed.
     """
     was, now = theirs.decided_by, decided_by(config)
     if isinstance(config.source, Stored):  # it stands for whatever was written down
@@ -111,10 +111,17 @@ def changes(theirs: Manifest, config: Config) -> list[str]:
         if "batch_size" in was["stream"]:
             now["stream"]["batch_size"] = config.stream.batch_size
     found = [(path, a, b) for path, a, b in differences(was, now) if b != "auto" and (b or "sha256" not in path)]
-    if theirs.generator_sha256 and any(path in MOVED for path, _, _ in found):
-        moved = generators.fingerprint(config.generator) == theirs.generator_sha256
-        found = [change for change in found if not moved or change[0] not in MOVED]
+    told = {path for path, _, _ in found}
+    same = {*MAY_CHANGE, *(path for path, digest in MOVED.items() if digest not in told and _at(now, digest))}
+    if "generator.model" in told and theirs.generator_sha256:
+        same |= {"generator.model"} if generators.fingerprint(config.generator) == theirs.generator_sha256 else set()
+    found = [change for change in found if change[0] not in same]
     return [f"{path} was {a!r}, is {b!r}" for path, a, b in found]
+
+
+def _at(values: dict[str, Any], path: str) -> Any:
+    section, _, name = path.partition(".")
+    return values.get(section, {}).get(name)
 
 
 def describe_stored(config: Config) -> SourceSpec:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from folders import MODEL, folder, noise, of_images
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from genray.configure import build, settled
 from genray.course import Course
@@ -83,12 +83,59 @@ def test_the_middle_square_is_resized(tmp_path: Path, width: int, height: int) -
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "1", "I;16"])
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "1"])
 def test_any_kind_of_image_becomes_three_channels(tmp_path: Path, mode: str) -> None:
     path = tmp_path / f"x.{'tif' if mode == 'CMYK' else 'png'}"
-    image = Image.fromarray(noise(2))
-    (image.convert("L").convert("I;16") if mode == "I;16" else image.convert(mode)).save(path)
+    Image.fromarray(noise(2)).convert(mode).save(path)
     assert decoded(path, 8).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.tif", "x.pgm"])
+def test_of_sixteen_bits_the_upper_eight_are_taken(tmp_path: Path, name: str) -> None:
+    grey = np.random.default_rng(0).integers(0, 2**16, (8, 8), dtype=np.uint16)
+    if name.endswith("pgm"):
+        (tmp_path / name).write_bytes(b"P5\n8 8\n65535\n" + grey.astype(">u2").tobytes())
+    else:
+        Image.fromarray(grey).save(tmp_path / name)
+    np.testing.assert_array_equal(decoded(tmp_path / name, 8), np.stack([grey // 256] * 3))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "told"),
+    [
+        (np.full((8, 8), 0.5, np.float32), "its pixels are floats"),
+        (np.full((8, 8), 2**16, np.int32), "its pixels have more than 16 bits"),
+        (np.full((8, 8), -1, np.int32), "its pixels have more than 16 bits"),
+    ],
+)
+def test_numbers_that_are_no_colours_are_refused(tmp_path: Path, pixels: np.ndarray, told: str) -> None:
+    Image.fromarray(pixels).save(tmp_path / "x.tif")
+    with pytest.raises(UserError, match=rf"^source\.directory must hold images .* got '.*x\.tif' \({told}\); mend"):
+        decoded(tmp_path / "x.tif", 8)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.tif", "x.webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_upright(tmp_path: Path, name: str, orientation: int) -> None:
+    """Against PIL's own way; the picture is not square, so that what is its middle shows too."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image = Image.fromarray(noise(3, 13, 8))
+    image.save(tmp_path / name, exif=exif, **({"lossless": True} if name.endswith("webp") else {}))
+    image.getexif()[ExifTags.Base.Orientation] = orientation
+    ImageOps.exif_transpose(image).save(tmp_path / "upright.png")
+    np.testing.assert_array_equal(decoded(tmp_path / name, 8), decoded(tmp_path / "upright.png", 8))
+    assert (decoded(tmp_path / name, 8) != decoded_as_it_lies(image)).any() == (orientation > 1)
+
+
+def decoded_as_it_lies(image: Image.Image) -> np.ndarray:
+    """The middle of an image of 13 x 8 pixels."""
+    return np.asarray(image)[:, 2:10].transpose(2, 0, 1)
+
+
+def test_damaged_exif_data_do_not_matter(tmp_path: Path) -> None:
+    Image.fromarray(noise(4)).save(tmp_path / "x.png", exif=b"Exif\0\0none of it")
+    np.testing.assert_array_equal(decoded(tmp_path / "x.png", 8), noise(4).transpose(2, 0, 1))
 
 
 def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
@@ -140,6 +187,13 @@ def test_a_folder_that_cannot_be_shown_is_refused(tmp_path: Path, counts: Any, m
     assert told(Plan.of, of_images(path)).startswith(message.format(path=path))
     if not counts:
         assert told(settled, of_images(path)).startswith(message.format(path=path))
+
+
+def test_a_folder_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    (folder(tmp_path, CLASSES) / "ring").symlink_to("ring")
+    assert told(listing, str(tmp_path)).startswith(
+        f"source.directory must be readable with all below it, got {str(tmp_path)!r} ("
+    )
 
 
 def test_views_that_are_used_again_need_a_window_of_images(tmp_path: Path) -> None:

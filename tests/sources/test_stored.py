@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from genray.runs import draw
 from genray.settings import ConfigError, UserError
 from genray.sources import describe
 from genray.sources.shards import Format, Shards
-from genray.sources.stored import MANIFEST, Manifest, decided_by
+from genray.sources.stored import MANIFEST, Manifest, changes, decided_by
 from genray.views import Block, Renderer
 
 COLUMNS = ("views", "label", "latent", "anchor", "epoch")
@@ -165,6 +166,47 @@ def test_what_does_not_decide_the_anchors_may_differ(tmp_path: Path) -> None:
     assert (plan.latent_dim, plan.num_classes, plan.rendered_views) == (4, 3, 2)
 
 
+def test_what_may_change_in_a_run_may_differ(tmp_path: Path) -> None:
+    values: dict[str, Any] = {"stream": {"batch_size": 4, "ticket_batches": 1}, "training": {"steps": 1}}
+    directory = store(build({"name": "x", **values}), tmp_path / "out", anchors=4, size=4)
+    values |= {"source": {"kind": "stored", "directory": str(directory)}, "generators": {"num_gpus": 0}}
+    assert Plan.of(build({"name": "x", **values, "generator": {"cuda_graphs": True}})).image_size == 32
+    with pytest.raises(ConfigError, match=r"for which generator\.precision was 'float32', is 'tf32'\. Change"):
+        Plan.of(build({"name": "x", **values, "generator": {"precision": "tf32", "cuda_graphs": True}}))
+
+
+def test_anchors_from_before_a_field_existed_are_those_of_its_default(tmp_path: Path) -> None:
+    directory = store(small(), tmp_path / "out")
+    values = json.loads((directory / MANIFEST).read_text())
+    del values["decided_by"]["stream"]["num_neighbors"], values["decided_by"]["view"]["truncated"]
+    (directory / MANIFEST).write_text(json.dumps(values))
+    assert Plan.of(stored(directory)).rendered_views == 2
+    with pytest.raises(ConfigError, match=r"for which view\.truncated was True, is False\. Change"):
+        Plan.of(stored(directory, view={"truncated": False}))
+    values["decided_by"]["stream"]["later"] = 3
+    (directory / MANIFEST).write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=r"manifest\.json must be a manifest of genray generate: stream\.later: "):
+        Plan.of(stored(directory))
+
+
+def test_the_same_file_may_lie_elsewhere(tmp_path: Path) -> None:
+    """Of a program and of prompts the content decides, not the place."""
+    file, other = tmp_path / "prompts.txt", tmp_path / "again" / "prompts.txt"
+    other.parent.mkdir()
+    for path in (file, other):
+        path.write_text("a cat\ntwo dogs\n")
+
+    def config(path: Path) -> Config:
+        generator = {"kind": "diffusers", "model": "a/pipeline", "prompts_file": str(path)}
+        return settled(build({"name": "x", "view": {"kind": "independent"}, "generator": generator}))
+
+    theirs = Manifest("x", 512, 0, 2, 2, "parquet", 8, decided_by(config(file)))
+    assert changes(theirs, config(other)) == []
+    other.write_text("a cat\nthree dogs\n")
+    found = changes(theirs, config(other))
+    assert [line.partition(" was ")[0] for line in found] == ["generator.prompts_file", "generator.prompts_sha256"]
+
+
 def test_the_same_weights_may_lie_elsewhere(tmp_path: Path) -> None:
     """The embedded generator by its name and as a copy is one generator; with other weights it is another."""
     copy = tmp_path / "weights"
@@ -233,7 +275,15 @@ def test_a_damaged_file_is_told(tmp_path: Path, format: Format) -> None:
     views = Renderer(small(), "cpu").shown(np.arange(16, 24))["views"]
     inside = content.index(views[3].tobytes()) + 100 if format == "parquet" else content.index(b"IDAT") + 30
     flipped = content[:inside] + bytes([content[inside] ^ 255]) + content[inside + 1 :]
-    for spoilt in (content[: len(content) // 2], b"", b"something else", flipped):
+    spoilt_ones = [content[: len(content) // 2], b"", b"something else", flipped]
+    if format == "webdataset":  # what is no image
+        latents = Renderer(small(), "cpu").shown(np.arange(16, 24))["latent"]
+        assert content.count(latents[3].tobytes()) == 1
+        spoilt_ones.append(content.replace(latents[3].tobytes(), latents[4].tobytes()))
+        label = re.search(rb'"label": (\d)', content)
+        assert label is not None
+        spoilt_ones.append(content[: label.start(1)] + b"7" + content[label.end(1) :])
+    for spoilt in spoilt_ones:
         path.write_bytes(spoilt)
         with pytest.raises(
             UserError, match=r"^source\.directory must hold whole files \(.*00000002\.\w+ cannot be read"
