@@ -23,17 +23,15 @@ lint: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.venv/.ready: requirements.lock requirements-uv.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "genray needs Python 3.11 or later: make PYTHON=python3.12 …")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	test -x "$(UV)" || $(BIN)/python -m pip install --quiet --require-hashes --target .venv/tools -r requirements-uv.lock
-	$(UV) pip sync --quiet --require-hashes --compile-bytecode --python $(BIN)/python requirements.lock
-	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+.venv/.ready: install.sh requirements.lock requirements-uv.lock pyproject.toml
+	PYTHON="$(PYTHON)" ./install.sh .venv
 	touch $@
 
 lock:
 	$(UV) pip compile --upgrade --universal --generate-hashes --no-header --no-annotate --group dev --all-extras pyproject.toml -o requirements.lock
 	echo uv | $(UV) pip compile --upgrade --universal --generate-hashes --no-header --no-annotate - -o requirements-uv.lock
+	echo google-api-python-client | $(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -c requirements.lock - -o cluster/requirements-gcp.lock
+	echo psycopg2-binary | $(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -c requirements.lock - -o cluster/requirements-mlflow.lock
 
 clean:
 	rm -rf .venv runs

@@ -220,7 +220,7 @@ def empty_stream(config: Config, seconds: float) -> Rates:
 
     course = Course(Plan.of(config))
     dataset = stream.blocks(config, course, Prepared)
-    dataset.context.execution_options = options(course)
+    dataset.context.execution_options = options(course, cluster.by_labels(config))
     (shard,) = dataset.streaming_split(1, equal=True)  # as a run's learner gets it
     blocks = stream.from_stream(shard)
     for _ in range(WARM):

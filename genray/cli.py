@@ -35,13 +35,17 @@ class Train:
     """Resolve and check, print what follows, ask Ray whether it can be placed, write config.json, and stop."""
     address: str | None = None
     """Ray cluster to join; RAY_ADDRESS, else one started on this machine, where it is not given."""
+    cluster: Path | None = None
+    """With --dry-run: the file of a cluster that need not be there yet, for `ray up` or KubeRay, to ask instead."""
 
     def __call__(self, overrides: Sequence[str]) -> None:
         from genray.fit import dry_run, fit
 
+        if self.cluster and (self.address or not self.dry_run):
+            raise UserError(f"--cluster must come with --dry-run and without --address, got '{self.cluster}'")
         config = configure.load(self.preset, overrides)
         if self.dry_run:
-            dry_run(config, self.address)
+            dry_run(config, self.address, described=self.cluster)
         else:
             _print_report(fit(config, address=self.address, started=STARTED))
 

@@ -4,35 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import Any
 
+from genray import nodetypes, placement
 from genray.config import Config
+from genray.placement import ROLE, SUBCLUSTER, Fleet, Nodes
 from genray.settings import ConfigError
 
 ATTEMPTS = 3
-DATA_CPUS = 1  # Ray Data's own read and repartition tasks
 RESERVED_S = 30
 """Seconds for which a stream that was killed keeps what it had from the pool of the next one; Ray's default is 180."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """CPUs and GPUs that a run needs at the least."""
-
-    cpus: float
-    gpus: float
-
-    @classmethod
-    def of(cls, config: Config) -> Request:
-        learners, generators = config.learners, config.generators
-        fewest, _ = learners.bounds
-        cpus, gpus = fewest * learners.num_cpus, fewest * learners.num_gpus
-        if generators.mode == "pool":
-            low, _ = generators.bounds
-            cpus, gpus = cpus + low * generators.num_cpus + DATA_CPUS, gpus + low * generators.num_gpus
-        return cls(cpus, gpus)
+HEAD = "node:__internal_head__"
+"""Ray's resource of the head."""
+NODE_TYPE = "ray.io/node-group"
+"""Ray's label with the node type that an autoscaler made a node of."""
 
 
 @contextmanager
@@ -90,15 +78,8 @@ def hardware() -> dict[str, float]:
     """CPUs and GPUs of the cluster, and its nodes."""
     import ray
 
-    cpus, gpus = _size()
-    return {"nodes": len(ray.nodes()), "cpus": cpus, "gpus": gpus}
-
-
-def _size() -> tuple[float, float]:
-    import ray
-
     have = ray.cluster_resources()
-    return have.get("CPU", 0.0), have.get("GPU", 0.0)
+    return {"nodes": len(ray.nodes()), "cpus": have.get("CPU", 0.0), "gpus": have.get("GPU", 0.0)}
 
 
 def free_reservations() -> None:
@@ -116,31 +97,62 @@ def free_reservations() -> None:
             remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
 
 
+def fleet(may_grow: bool) -> Fleet:
+    """The nodes of the cluster that was joined, with how many there can be where that is known.
+
+    Args:
+        may_grow: whether nodes may be added to it.
+    """
+    import ray
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    there = Fleet(_kinds(alive), known=not may_grow)
+    on_the_head = may_grow and any(
+        HEAD in node["Resources"] and node["NodeID"] == ray.get_runtime_context().get_node_id() for node in alive
+    )
+    limits = nodetypes.here() if on_the_head else None
+    return limits.holding(there) if limits else there
+
+
+def _kinds(nodes: Sequence[Mapping[str, Any]]) -> list[Nodes]:
+    """Nodes as Ray tells of them, by kind: those that a node type was given for by its name."""
+    found: dict[tuple[Any, ...], Nodes] = {}
+    for node in nodes:
+        labels, resources = node["Labels"], node["Resources"]
+        ours = {key: labels[key] for key in (SUBCLUSTER, ROLE) if key in labels}
+        name = labels.get(NODE_TYPE) or next(iter(ours.values()), "node")
+        cpus, gpus, head = resources.get("CPU", 0.0), resources.get("GPU", 0.0), HEAD in resources
+        key = (name, cpus, gpus, *ours.items(), head)
+        if key in found:
+            number = found[key].there + 1
+            found[key] = replace(found[key], there=number, most=number)
+        else:
+            taken = any(kind.kind == name for kind in found.values())
+            kind = f"{name} of {cpus:g} CPUs and {gpus:g} GPUs" if taken else name
+            found[key] = Nodes(kind, cpus, gpus, ours, there=1, most=1, head=head)
+    return list(found.values())
+
+
+def by_labels(config: Config) -> bool:
+    """Whether a run is placed by labels in the cluster that was joined."""
+    return placement.by_labels(config, fleet(may_grow=False))
+
+
 def fits(config: Config) -> bool:
     """Whether the cluster has room for the least that a run needs, as it is now."""
-    cpus, gpus = _size()
-    need = Request.of(config)
-    return need.gpus <= gpus and need.cpus <= cpus
+    found = fleet(may_grow=False)
+    return placement.pack(placement.parts(config, placement.by_labels(config, found)), found).lacking is None
 
 
 def check_placement(config: Config, may_grow: bool) -> str:
     """One line about where the run will be placed.
 
     Raises:
-        ConfigError: the run needs more than there is, and the cluster cannot grow. Where it may, the line says so.
+        ConfigError: the run needs more than there can be. Where that is not known, the line says so.
     """
-    cpus, gpus = _size()
-    need = Request.of(config)
-    ask = f"{need.cpus:g} CPUs and {need.gpus:g} GPUs"
-    found = f"{cpus:g} CPUs and {gpus:g} GPUs"
-    if fits(config):
-        return f"fits: the run needs {ask}, the cluster has {found}"
-    if not may_grow:
-        remedy = (
-            "set learners.num_gpus and generators.num_gpus to 0 to run on CPUs"
-            if need.gpus > gpus
-            else "lower generators.num, generators.num_cpus, learners.num_workers or learners.num_cpus "
-            f"(Ray Data itself needs {DATA_CPUS})"
-        )
-        raise ConfigError(f"generators and learners must fit this machine ({found}), got a request of {ask}; {remedy}")
-    return f"does not fit yet: the run needs {ask}, the cluster has {found}; it starts when nodes have been added"
+    return placement.verdict(config, fleet(may_grow), called(may_grow))
+
+
+def called(may_grow: bool) -> str:
+    """What to call it when the user is told."""
+    return "the cluster" if may_grow else "this machine"

@@ -249,6 +249,11 @@ class Config:
     """Name of the run and of its directory; the same name again resumes it."""
     storage_path: str = "runs"
     """Directory that holds the runs; on a cluster, one that all nodes see."""
+    placement: Literal["auto", "labels", "anywhere"] = "auto"
+    """Which nodes of a cluster are used. `labels`: those with ray-subcluster=generator for generators, those with
+    genray-role=learner for learners. `anywhere`: all but those with ray-subcluster, which Ray sets apart. `auto`: by
+    labels where the cluster's nodes have such. May change when a run is resumed.
+    """
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides every random number of the run: the anchors, their views, the augmentation, the first weights."""
     source: AnySource = Generated()
@@ -272,6 +277,7 @@ class Config:
 
 MAY_CHANGE = (
     "storage_path",
+    "placement",
     "generators",
     "learners",
     "tracking",

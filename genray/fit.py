@@ -8,11 +8,13 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from genray import cluster, faults, processes, records
+from genray import cluster, faults, job, nodetypes, placement, processes, records
 from genray.config import Config
 from genray.console import Progress
+from genray.placement import LEARNER_NODE
 from genray.plan import Plan
 from genray.report import metrics_of, report_of
 from genray.rundir import RunDirectory, write_atomically
@@ -88,8 +90,19 @@ def fit(
         return _fit(config, plan, run, address, say, started)
 
 
-def dry_run(config: Config, address: str | None = None, say: Callable[[str], None] = print) -> None:
+def dry_run(
+    config: Config,
+    address: str | None = None,
+    say: Callable[[str], None] = print,
+    described: Path | None = None,
+) -> None:
     """Resolve and check a configuration, say what follows from it and whether it can be placed, write config.json.
+
+    Args:
+        config: what would be run.
+        address: Ray cluster to ask, where it is neither RAY_ADDRESS nor one to be started here.
+        say: takes lines for the user.
+        described: file that describes a cluster, which is then asked instead; no Ray is needed.
 
     Raises:
         UserError: the request cannot be run as it stands.
@@ -98,8 +111,14 @@ def dry_run(config: Config, address: str | None = None, say: Callable[[str], Non
     for line in plan.lines(config):
         say(line)
     run.claim(config)
-    with cluster.joined(address) as may_grow:
-        say(f"{'cluster':14} {cluster.check_placement(config, may_grow)}")
+    if described:
+        fleet, may_grow = nodetypes.of_file(described), True
+    else:
+        with cluster.joined(address) as may_grow:
+            fleet = cluster.fleet(may_grow)
+    say(f"{'cluster':14} {placement.verdict(config, fleet, cluster.called(may_grow))}")
+    if may_grow:
+        say(f"{'nodes':14} {placement.node_counts(config, fleet)}")
     if (note := not_here(config)) is not None:
         say(f"{'weights':14} {note}")
     say(f"{'configuration':14} {run.config}")
@@ -110,7 +129,7 @@ def _fit(
 ) -> dict[str, Any]:
     _clear_up(config, run, say)
     progress = Progress(run.metrics, plan.steps, log=run.faults)
-    tracker = Tracker(config, run.path, progress.say)
+    tracker = Tracker(config, run.path, progress.say, found=lambda page: _tell_page(page, progress.say))
     tracker.artifact(run.config)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
@@ -119,9 +138,9 @@ def _fit(
             with cluster.joined(address) as may_grow:
                 marks = {"command": started, "Ray started": time.time()}
                 _note_processes(run, of_ray=not may_grow)
-                placement = cluster.check_placement(config, may_grow)
-                if not placement.startswith("fits"):
-                    progress.say(placement)
+                room = cluster.check_placement(config, may_grow)
+                if not room.startswith("fits:"):
+                    progress.say(room)
                 progress.phase("starting generators and learners")
                 returned = stopping.while_training(lambda: _train(config, run, stopping, not may_grow))
                 if "stopped" in returned:
@@ -156,6 +175,15 @@ def _clear_up(config: Config, run: RunDirectory, say: Callable[[str], None]) -> 
     for path in checkpoint.tidy(run.path, config.learners.keep):
         say(f"{path.name} was cut short; the one before it is used")
     shutil.rmtree(run.attempts, ignore_errors=True)
+
+
+def _tell_page(page: str, say: Callable[[str], None]) -> None:
+    """Say where the run is in MLflow, also to those who look at the Ray job that it is."""
+    say(f"MLflow  {page}")
+    try:
+        job.note(mlflow=page)
+    except Exception as error:  # the training must not notice
+        say(f"the metadata of the Ray job does not name the MLflow run ({error})")
 
 
 def _note_processes(run: RunDirectory, of_ray: bool) -> None:
@@ -234,7 +262,7 @@ def _trainer(config: Config, loop: Callable[[dict[str, Any]], Any], arguments: d
     from genray.recorder import Recorder
     from genray.shares import Nothing, Shares
 
-    learners = config.learners
+    learners, by_labels = config.learners, cluster.by_labels(config)
     few, many = learners.bounds
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(START_TIMEOUT_S if few == many else RESIZE_TIMEOUT_S)
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(learners.hang_timeout_s)
@@ -251,6 +279,7 @@ def _trainer(config: Config, loop: Callable[[dict[str, Any]], Any], arguments: d
             resources_per_worker={"CPU": learners.num_cpus, "GPU": learners.num_gpus}
             if learners.num_gpus
             else {"CPU": learners.num_cpus},
+            label_selector=LEARNER_NODE if by_labels else None,
         ),
         run_config=ray.train.RunConfig(
             name=config.name,
@@ -263,7 +292,7 @@ def _trainer(config: Config, loop: Callable[[dict[str, Any]], Any], arguments: d
             callbacks=[Recorder(config)],
         ),
         datasets={stream.NAME: Nothing(config)} if config.generators.mode == "pool" else None,  # type: ignore[dict-item]
-        dataset_config=Shares(config),
+        dataset_config=Shares(config, by_labels),
     )
 
 

@@ -26,6 +26,7 @@ from genray.config import Config, Learners, Training, check
 from genray.configure import settled
 from genray.console import Progress
 from genray.course import Course, Ticket
+from genray.placement import GENERATOR_NODE
 from genray.plan import MIB, Plan
 from genray.rundir import RunDirectory, write_atomically
 from genray.settings import UserError
@@ -288,6 +289,7 @@ def _written(config: Config, course: Missing, shards: Shards, run: RunDirectory)
     try:
         progress.phase("starting generators")
         dataset = stream.blocks(config, course, Writer, shards)
+        dataset.context.execution_options.label_selector = GENERATOR_NODE if cluster.by_labels(config) else None
         for number, _ in enumerate(dataset.iter_batches(batch_size=None, batch_format="numpy"), start=1):
             rate = number * images / max(time.time() - began, 1e-3)
             records.append(run.metrics, {"step": number, "time": time.time(), "images_per_s": rate})

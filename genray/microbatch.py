@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from genray import cluster
 from genray.config import BigGANGenerator, Config
 from genray.generators import describe, load
+from genray.placement import GENERATOR_NODE, LEARNER_NODE
 from genray.plan import Plan
 from genray.settings import UserError, reason_in
 from genray.sources.generated import render
@@ -65,8 +67,10 @@ def where_it_renders(config: Config) -> int:
 
     from genray.fit import RunFailed
 
-    side = config.generators if config.generators.mode == "pool" else config.learners
-    task = ray.remote(num_cpus=side.num_cpus, num_gpus=side.num_gpus, max_retries=1)(measured)
+    pool = config.generators.mode == "pool"
+    side, node = (config.generators, GENERATOR_NODE) if pool else (config.learners, LEARNER_NODE)
+    where = node if cluster.by_labels(config) else {}
+    task = ray.remote(num_cpus=side.num_cpus, num_gpus=side.num_gpus, label_selector=where, max_retries=1)(measured)
     try:
         return int(ray.get(task.remote(config)))
     except RayError as error:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ray.train import Checkpoint, UserCallback
 
-from genray import balance, faults, processes, records
+from genray import balance, faults, processes, records, telemetry
 from genray import checkpoint as checkpoints
 from genray.config import Config
 from genray.rundir import RunDirectory
@@ -48,6 +48,7 @@ class Recorder(UserCallback):
         self.steps: OrderedDict[int, dict[str, Any]] = OrderedDict()
         self.written = 0
         self.differed = False
+        self.exported = telemetry.Faults(self.run)
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         if self.reached is None:
@@ -64,7 +65,10 @@ class Recorder(UserCallback):
             return  # learners that restarted from a checkpoint repeat it
         self.reached = metrics[0]["step"]
         measured = [balance.Window(**record.pop("measured")) for record in metrics if "measured" in record]
-        records.append(self.run.metrics, {"time": time.time(), **merged(metrics), **self._balance(measured)})
+        record = {"time": time.time(), **merged(metrics), **self._balance(measured)}
+        records.append(self.run.metrics, record)
+        telemetry.recorded(self.config.name, record)
+        self.exported.look()
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Note a failure, and end the run where another start of the learners would only meet it again."""
@@ -80,6 +84,7 @@ class Recorder(UserCallback):
         reasons = [reason for error in errors if (reason := reason_in(error))]
         told = reasons[0].message if reasons else _last_line(errors[0])
         faults.note(self.run.faults, "learners failed", **lost, error=told)
+        self.exported.look()
         for reason in reasons:
             if reason.mendable:
                 raise UserError(reason.message)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from genray import processes
+from genray import processes, telemetry
 from genray.config import Config
 from genray.course import Course
 from genray.faults import Attempts, NotCounted, TicketFailed, starting
@@ -44,7 +44,7 @@ class PoolGenerator:
     """
 
     def __init__(self, config: Config, course: Course, execution: str):
-        self.config, self.course = config.generators, course
+        self.name, self.config, self.course = config.name, config.generators, course
         run = RunDirectory.of(config)
         processes.note(run.processes, "generator")
         self.attempts = Attempts(run.attempts / execution, run.faults, self.config.max_attempts, deaths=True)
@@ -74,6 +74,7 @@ class PoolGenerator:
         if self.warm:
             self.longest = max(self.longest, float(block["render_s"][0]))
         self.warm = True
+        telemetry.rendered(self.name, block)
         return block
 
 
@@ -139,7 +140,7 @@ class Here:
     """A learner's own generator: the same blocks, rendered by the learner itself."""
 
     def __init__(self, config: Config, device: torch.device):
-        run = RunDirectory.of(config)
+        self.name, run = config.name, RunDirectory.of(config)
         self.renderer = Renderer(config, device)
         self.attempts = Attempts(run.attempts / "inline", run.faults, config.generators.max_attempts, deaths=False)
 
@@ -148,4 +149,5 @@ class Here:
         for ticket in course.of_learner(rank):
             with self.attempts.at(ticket):
                 block = self.renderer.block(ticket)
+            telemetry.rendered(self.name, block)
             yield block

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from genray import sources
 from genray.config import Config
 from genray.configure import differences
+from genray.job import submission_id
 from genray.records import Follower
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class Tracker:
         warn: called, from the thread, with one line at the first failure.
         settings: what the run's parameters are, where the configuration does not decide all of it or not all of the
             configuration decides it.
+        found: called, from the thread, with the run's page on the server once that has answered, if there is a server.
     """
 
     def __init__(
@@ -95,8 +97,9 @@ class Tracker:
         run_directory: Path,
         warn: Callable[[str], None],
         settings: Mapping[str, Any] | None = None,
+        found: Callable[[str], None] = lambda page: None,
     ) -> None:
-        self._config, self._directory, self._warn = config, run_directory, warn
+        self._config, self._directory, self._warn, self._found = config, run_directory, warn, found
         self._parameters = parameters(config if settings is None else settings)
         self._tags = _tags(config) if settings is None else _versions()
         storage = Path(config.storage_path).absolute()
@@ -136,7 +139,7 @@ class Tracker:
         """How to open the run: the page on the server, or the command that shows the store."""
         if not self._config.tracking.mlflow:
             return ""
-        if self._uri.startswith(("http://", "https://")):
+        if self._on_a_server:
             return _public(self._uri.rstrip("/") + self._page)
         return f"mlflow ui --backend-store-uri {_public(self._uri)}"
 
@@ -218,7 +221,10 @@ class Tracker:
         client = MlflowClient(tracking_uri=self._uri)
         run = self._continued(client) or self._create(client)
         run_id = run.info.run_id
-        self._page = f"/#/experiments/{run.info.experiment_id}/runs/{run_id}"
+        page, before = f"/#/experiments/{run.info.experiment_id}/runs/{run_id}", self._page
+        self._page = page
+        if self._on_a_server and page != before:
+            self._found(self.url())
         self._describe(client, run)
         if run.info.status != "RUNNING":
             client.update_run(run_id, status="RUNNING")
@@ -296,6 +302,10 @@ class Tracker:
                 self._lost.append(f"{path} is not among the run's artifacts in MLflow: it does not exist")
             self._artifacts.popleft()
 
+    @property
+    def _on_a_server(self) -> bool:
+        return self._uri.startswith(("http://", "https://"))
+
     def _unrecorded(self) -> int:
         ended = threading.Event()
         ended.set()
@@ -326,6 +336,7 @@ def _tags(config: Config) -> dict[str, str]:
         "generator": sources.describe(config).name,
         "view": config.view.kind,
         "objective": config.objective.kind,
+        **({"ray.submission_id": job} if (job := submission_id()) else {}),
     }
 
 

@@ -1,6 +1,7 @@
 """`genray train` as a Ray job, with the same arguments.
 
-ray job submit --working-dir . -- python jobs/train.py demo --name first --storage_path /shared/runs
+ray job submit --submission-id first --runtime-env jobs/runtime_env.yaml --working-dir . -- \
+    python jobs/train.py demo --name first --storage_path /shared/runs
 """
 
 import sys

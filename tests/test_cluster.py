@@ -1,47 +1,52 @@
-"""What a run asks of a cluster, and what is said where it does not fit; no Ray is started."""
+"""What a cluster has as Ray tells it, and what is said of a run on it; no Ray is started."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 from fakes import small
 
-from genray import cluster
+from genray import cluster, nodetypes
+from genray.cli import Train
 from genray.configure import load
 from genray.fit import dry_run
-from genray.settings import ConfigError
+from genray.placement import GENERATOR_NODE, HEAD_NODE, LEARNER_NODE, Fleet, Nodes
+from genray.settings import ConfigError, UserError
 
 ON_CPUS = {"learners": {"num_gpus": 0}, "generators": {"num_gpus": 0}}
 
 
+def node(cpus: float, gpus: float = 0, head: bool = False, alive: bool = True, **labels: str) -> dict[str, Any]:
+    """A node as `ray.nodes` tells it."""
+    resources = {"CPU": cpus, "GPU": gpus, "memory": 1e9} | ({cluster.HEAD: 1.0} if head else {})
+    labels = {"ray.io/node-id": "x", **labels}
+    return {"NodeID": "head" if head else "x", "Alive": alive, "Resources": resources, "Labels": labels}
+
+
+def given(monkeypatch: pytest.MonkeyPatch, *nodes: dict[str, Any]) -> None:
+    """Let Ray tell of these nodes, on the first of which this process is."""
+    monkeypatch.setattr(ray, "nodes", lambda: list(nodes))
+    context = SimpleNamespace(get_node_id=lambda: nodes[0]["NodeID"])
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+
+
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cluster of 4 CPUs and no GPU."""
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
-
-
-@pytest.mark.parametrize(
-    ("sections", "cpus", "gpus"),
-    [
-        ({}, 1 + 1 + 1, 1 + 1),  # a learner, a generator, Ray Data itself
-        ({"learners": {"num_workers": 2, "num_gpus": 0.5}}, 2 + 1 + 1, 2 * 0.5 + 1),
-        ({"generators": {"num": [3, 8], "num_cpus": 2, "num_gpus": 0.5}}, 1 + 3 * 2 + 1, 1 + 3 * 0.5),
-        ({"generators": {"num": 8, "mode": "inline"}, "learners": {"num_cpus": 2}}, 2, 1),
-    ],
-)
-def test_a_request_is_the_least_that_a_run_needs(sections: dict[str, Any], cpus: float, gpus: float) -> None:
-    request = cluster.Request.of(small(**sections))
-    assert (request.cpus, request.gpus) == (cpus, gpus)
+    """One of 4 CPUs and no GPU."""
+    given(monkeypatch, node(4, head=True))
 
 
 @pytest.mark.usefixtures("machine")
 def test_a_run_that_fits_is_told_so() -> None:
     found = cluster.check_placement(small(**ON_CPUS), may_grow=False)
-    assert found == "fits: the run needs 3 CPUs and 0 GPUs, the cluster has 4 CPUs and 0 GPUs"
+    assert found == "fits: the run needs 3 CPUs and 0 GPUs, this machine has 4 CPUs and 0 GPUs"
+    assert cluster.fits(small(**ON_CPUS))
+    assert not cluster.by_labels(small())
 
 
 @pytest.mark.usefixtures("machine")
@@ -65,8 +70,53 @@ def test_a_machine_alone_refuses_what_it_cannot_hold_and_a_cluster_waits(
     assert str(error.value) == (
         f"generators and learners must fit this machine (4 CPUs and 0 GPUs), got a request of {ask}; {remedy}"
     )
+    assert not cluster.fits(small(**sections))
     said = cluster.check_placement(small(**sections), may_grow=True)
     assert said.startswith(f"does not fit yet: the run needs {ask}, ")
+
+
+def test_nodes_are_counted_by_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    given(
+        monkeypatch,
+        node(0, head=True, **HEAD_NODE),
+        *[node(4, 1, **GENERATOR_NODE)] * 2,
+        node(8, 2, **GENERATOR_NODE),
+        node(8, 1, **LEARNER_NODE, **{cluster.NODE_TYPE: "trainer"}),
+        node(8, 1, alive=False, **LEARNER_NODE),
+    )
+    assert cluster.fleet(may_grow=True) == Fleet(
+        [
+            Nodes("head", 0, 0, HEAD_NODE, 1, 1, head=True),
+            Nodes("generator", 4, 1, GENERATOR_NODE, 2, 2),
+            Nodes("generator of 8 CPUs and 2 GPUs", 8, 2, GENERATOR_NODE, 1, 1),
+            Nodes("trainer", 8, 1, LEARNER_NODE, 1, 1),
+        ],
+        known=False,
+    )
+    assert cluster.by_labels(small())
+
+
+def test_on_the_head_of_an_autoscaled_cluster_it_is_known_how_far_it_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = Fleet(
+        [
+            Nodes("head", 0, 0, HEAD_NODE, 0, 1, head=True),
+            Nodes("trainer", 8, 1, LEARNER_NODE, 0, 2),
+            Nodes("painter", 4, 1, GENERATOR_NODE, 0, 3),
+        ]
+    )
+    monkeypatch.setattr(nodetypes, "here", lambda: limits)
+    head = node(0, head=True, **HEAD_NODE, **{cluster.NODE_TYPE: "head"})
+    painter = node(4, 1, **GENERATOR_NODE, **{cluster.NODE_TYPE: "painter"})
+    given(monkeypatch, head, painter)
+    assert [(kind.there, kind.most) for kind in cluster.fleet(may_grow=True).kinds] == [(1, 1), (0, 2), (1, 3)]
+    assert cluster.check_placement(small(), may_grow=True).startswith("fits when it has grown: ")
+    with pytest.raises(ConfigError, match=r"^learners\.num_workers must fit the nodes of the cluster with "):
+        cluster.check_placement(small(learners={"num_workers": 2, "num_gpus": 2}), may_grow=True)
+    given(monkeypatch, painter, head)  # from another node nothing of it can be seen
+    assert not cluster.fleet(may_grow=True).known
+    given(monkeypatch, head, painter)  # a Ray of its own is not that cluster
+    assert cluster.fleet(may_grow=False).known
+    assert [kind.most for kind in cluster.fleet(may_grow=False).kinds] == [1, 1]
 
 
 @pytest.mark.usefixtures("machine")
@@ -80,6 +130,25 @@ def test_a_dry_run_tells_what_follows_and_writes_the_configuration(
     told = {line[:14].strip(): line[15:] for line in said}
     assert {"generator", "views", "batch / step", "ticket", "run", "generators", "look-ahead"} <= told.keys()
     assert told["cluster"].startswith("fits: the run needs 2 CPUs")
+    assert "nodes" not in told
     assert told["configuration"] == str(tmp_path / "first" / "config.json")
     assert load(str(tmp_path / "first")) == config
     assert sorted(path.name for path in (tmp_path / "first").iterdir()) == ["config.json", "run.lock"]
+
+
+def test_a_dry_run_asks_a_described_cluster_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "joined", lambda address: pytest.fail("Ray is not needed"))
+    fleet = Fleet([Nodes("gpu", 8, 2, {}, 0, 3)])
+    monkeypatch.setattr(nodetypes, "of_file", lambda path: fleet if path == Path("it.yaml") else None)
+    said: list[str] = []
+    config = load("biggan128-simclr", ["--name", "b", "--storage_path", str(tmp_path)])
+    dry_run(config, say=said.append, described=Path("it.yaml"))
+    told = {line[:14].strip(): line[15:] for line in said}
+    assert told["cluster"].endswith("the cluster has 0 CPUs and 0 GPUs and can have 24 CPUs and 6 GPUs")
+    assert told["nodes"].startswith("at least 1 x gpu")
+
+
+@pytest.mark.parametrize("more", [{"dry_run": False}, {"dry_run": True, "address": "head:6379"}])
+def test_a_described_cluster_is_for_a_dry_run_without_an_address(more: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"^--cluster must come with --dry-run and without --address, got 'it.yaml'$"):
+        Train("demo", cluster=Path("it.yaml"), **more)([])

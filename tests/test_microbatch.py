@@ -13,11 +13,12 @@ import torch
 from fakes import small
 from ray.exceptions import RayTaskError
 
-from genray import microbatch
+from genray import cluster, microbatch
 from genray.configure import build
 from genray.fit import RunFailed
 from genray.generators import load as loaded
 from genray.microbatch import GAIN, Memory, fastest
+from genray.placement import GENERATOR_NODE, LEARNER_NODE
 from genray.plan import Plan
 from genray.settings import UserError
 
@@ -203,6 +204,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return lambda function: SimpleNamespace(remote=lambda config: (function, config))
 
     monkeypatch.setattr(ray, "remote", remote)
+    monkeypatch.setattr(cluster, "by_labels", lambda config: config.placement == "labels")
     monkeypatch.setattr(ray, "get", lambda task: 48 if task[0] is microbatch.measured else None)
     return found
 
@@ -213,7 +215,15 @@ def test_it_is_searched_with_what_a_process_that_renders_has(
 ) -> None:
     config = small(generators={"mode": mode, "num_cpus": 2, "num_gpus": 0.5}, learners={"num_cpus": 3, "num_gpus": 1})
     assert microbatch.where_it_renders(config) == 48
-    assert asked == [{"num_cpus": cpus, "num_gpus": gpus, "max_retries": 1}]
+    assert asked == [{"num_cpus": cpus, "num_gpus": gpus, "label_selector": {}, "max_retries": 1}]
+
+
+@pytest.mark.parametrize(("mode", "node"), [("pool", GENERATOR_NODE), ("inline", LEARNER_NODE)])
+def test_it_is_searched_on_a_node_of_those_that_render(
+    asked: list[dict[str, Any]], mode: str, node: dict[str, str]
+) -> None:
+    microbatch.where_it_renders(small(placement="labels", generators={"mode": mode}))
+    assert asked[0]["label_selector"] == node
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from ray.train import DataConfig
 from genray import checkpoint, records, stream
 from genray.config import Config
 from genray.course import Course
+from genray.placement import GENERATOR_NODE
 from genray.plan import Plan
 from genray.rundir import RunDirectory
 from genray.shares import NUMBER_BYTES, Nothing, Shares, options
@@ -58,6 +59,14 @@ def test_the_numbers_of_all_tickets_fit_beside_the_look_ahead(config: Config) ->
         plan = Plan.of(config, learners)
         assert given.resource_limits.object_store_memory >= plan.look_ahead_bytes + NUMBER_BYTES * len(Course(plan))
     assert options(Course(Plan.of(config))).resource_limits == given.resource_limits
+
+
+@pytest.mark.parametrize(("by_labels", "where"), [(True, GENERATOR_NODE), (False, None)])
+def test_the_stream_stays_on_the_generators_nodes(
+    config: Config, by_labels: bool, where: dict[str, str] | None
+) -> None:
+    given: Any = Shares(config, by_labels)._resolve_execution_options(stream.NAME)
+    assert given.label_selector == where
 
 
 def test_the_controller_is_noted_whenever_learners_start(config: Config) -> None:

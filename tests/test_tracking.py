@@ -69,7 +69,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     printed = io.StringIO()
     with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
         began = time.monotonic()
-        tracker = Tracker(settings, run_directory, warnings.append)
+        tracker = Tracker(settings, run_directory, warnings.append, found=warnings.append)
         tracker.artifact(run_directory / "config.json")
         tracker.artifact(run_directory / "previews", "pictures")
         tracker.artifact(run_directory / "nowhere.png")
@@ -96,6 +96,7 @@ def test_run_is_named_tagged_and_finished(first: SimpleNamespace) -> None:
     tags = first.run.data.tags
     assert (tags["generator"], tags["view"], tags["objective"]) == ("digit-scenes", "gaussian", "simclr")
     assert tags["ray.version"].startswith("2.")
+    assert "ray.submission_id" not in tags
     assert tags["advice"] == "more generators"
 
 
@@ -225,9 +226,11 @@ def test_outages_lose_and_repeat_nothing(
     settings, run_directory = make(tmp_path, "outage", tracking={"uri": uri, "experiment": "on a server"})
     write(run_directory, range(20))
     warnings: list[str] = []
-    tracker = Tracker(settings, run_directory, warnings.append)
+    pages: list[str] = []
+    tracker = Tracker(settings, run_directory, warnings.append, found=pages.append)
     tracker.artifact(run_directory / METRICS)
     eventually(lambda: bool(warnings))
+    assert pages == []
 
     database = tmp_path / "server.db"
     database.write_bytes((first.storage / "mlflow.db").read_bytes())  # saves the seconds of creating one
@@ -244,6 +247,7 @@ def test_outages_lose_and_repeat_nothing(
         run_id = json.loads((run_directory / "mlflow.json").read_text())["run_id"]
         run = client.get_run(run_id)
         assert tracker.url() == f"{uri}/#/experiments/{run.info.experiment_id}/runs/{run_id}"
+        assert pages == [tracker.url()]  # once, however often it connects
         assert run.info.status == "FINISHED"
         assert history(client, run_directory) == list(range(60))
         assert len(connections) > before, "no call failed while the server hung"
