@@ -1,10 +1,10 @@
-"""Write measured figures into README.md, so that none is typed by hand.
+"""Write measured figures into README.md and the pages of docs/, so that none is typed by hand.
 
     python docs/figures.py [runs/NAME/report.json]
 
-Fills the block `<!-- demo -->` … `<!-- /demo -->` from a run's report, where one is given, the block
-`<!-- generator -->` from the report beside the embedded generator's weights, and the others from those of benchmarks/.
-The same reports give the same README.
+Fills the block `<!-- demo -->` … `<!-- /demo -->` of README.md from a run's report, where one is given, and those of
+docs/ from the report beside the embedded generator's weights and those of benchmarks/. The same reports give the same
+pages.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def scaling(report: dict[str, Any]) -> str:
     machine = report["machine"]
     told.append(f"Measured on {machine['cpus']} CPU cores, Ray {report['versions']['ray']}.")
     if set(report) >= plots.SCALING:
-        told.append("\n\n![Efficiency, what one stream can move, a long stream](docs/scaling.png)")
+        told.append("\n\n![Efficiency, what one stream can move, a long stream](scaling.png)")
     return "\n".join([*lines, " ".join(told)])
 
 
@@ -368,25 +368,28 @@ REPORTS = {
 }
 """The blocks and the files that they are made from."""
 
+PAGES = {"generator.md": [generator], "faults.md": [faults], "performance.md": [scaling, bench, side_by_side, biggan]}
+"""The blocks of each page of docs/."""
 
-def written(text: str) -> str:
-    """The text with every block that there is a report for."""
-    for block, file in REPORTS.items():
-        if file.exists():
-            text = fill(text, block.__name__, block(json.loads(file.read_text())))
+
+def written(name: str) -> str:
+    """A page with every block that there is a report for."""
+    text = (ROOT / "docs" / name).read_text()
+    for block in PAGES[name]:
+        if REPORTS[block].exists():
+            text = fill(text, block.__name__, block(json.loads(REPORTS[block].read_text())))
     return text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("report", type=Path, nargs="?", help="report.json of a finished demo")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     args = parser.parse_args()
-    text = args.readme.read_text()
     if args.report:
-        text = fill(text, "demo", demo(json.loads(args.report.read_text())))
-    text = written(text)
-    args.readme.write_text(text)
+        readme = ROOT / "README.md"
+        readme.write_text(fill(readme.read_text(), "demo", demo(json.loads(args.report.read_text()))))
+    for name in PAGES:
+        (ROOT / "docs" / name).write_text(written(name))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What a run measures as metrics of Ray, whose nodes offer them to Prometheus; cluster/grafana shows them.
 
 Prometheus has them with `ray_` before their names and, where they are counters, `_total` behind. Each has the label
-`run`. They are the figures of metrics.jsonl, explained in the README, and two counters of each generator.
+`run`. They are the figures of metrics.jsonl, explained in docs/metrics.md, and two counters of each generator.
 """
 
 from __future__ import annotations

@@ -22,6 +22,8 @@ from genray.views import Renderer
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+METRICS = (ROOT / "docs" / "metrics.md").read_text()
+VIEWS = (ROOT / "docs" / "views.md").read_text()
 REPORT = {
     "probes": {"trained": {"knn": 0.876, "linear": 0.9}, "raw_pixels": {"knn": 0.4, "linear": 0.3}},
     "seconds_to_first_step": {"Ray started": 9.0, "first step": 21.0, "total": 30.0},
@@ -36,8 +38,11 @@ REPORT = {
 }
 
 
+PAGES = ["README.md", "cluster/README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+
+
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", README + VIEWS, flags=re.DOTALL)
 
 
 @pytest.fixture
@@ -64,7 +69,7 @@ def test_own_generator_example_renders(tmp_path, monkeypatch):
     assert np.abs(shown["views"][:, 0].astype(int) - shown["views"][:, 1]).mean() > 1
 
 
-@pytest.mark.parametrize("page", ["README.md", "cluster/README.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_links_to_files_lead_somewhere(page):
     text = (ROOT / page).read_text()
     targets = re.findall(r"\]\(([^)#:]+)\)", text)
@@ -89,9 +94,9 @@ def recorded(tmp_path_factory):
     return set(records.last(run.metrics))
 
 
-def explained(section):
+def explained(section, page=README):
     """What the first column of a section's table explains, and the text of each row."""
-    table = README.partition(f"## {section}")[2].partition("\n## ")[0]
+    table = page.partition(f"# {section}\n")[2].partition("\n## ")[0]
     return dict(re.findall(r"^\| `([\w.]+)` \|(.*)", table, flags=re.MULTILINE))
 
 
@@ -108,8 +113,8 @@ def of_objectives():
 def test_every_metric_is_explained(recorded):
     phases = {f"step_ms.{phase}" for phase in balance.PHASES}
     assert phases < recorded
-    rows = explained("Metrics")
-    text = README.partition("## Metrics")[2].partition("| key |")[0]
+    rows = explained("Metrics", METRICS)
+    text = METRICS.partition("| key |")[0]
     above = set(re.findall(r"`(\w+)`", text)) & recorded
     assert above == {"step", "anchors", "time"}
     of_the_end = {"knn", "final.ENCODER.PROBE", "seconds.to_first_step", "seconds.total"}
@@ -124,7 +129,7 @@ def test_what_the_report_sums_up_is_measured(recorded):
 def test_what_a_record_without_blocks_lacks_is_told():
     without = balance.metrics([balance.Window(steps=1, seconds={"wait": 1.0})], 1, 1)
     with_one = balance.metrics([balance.Window(steps=1, seconds={"wait": 1.0}, blocks=1)], 1, 1)
-    told = README.partition("are left out of a")[0].rpartition("\n\n")[2]
+    told = METRICS.partition("are left out of a")[0].rpartition("\n\n")[2]
     assert set(re.findall(r"`(\w+)`", told)) == set(with_one) - set(without)
 
 
@@ -157,7 +162,7 @@ def test_figures_are_written_from_a_report(figures):
 
 
 def test_the_figures_of_the_page_are_those_of_the_reports(figures):
-    assert figures.written(README) == README
+    assert all(figures.written(name) == (ROOT / "docs" / name).read_text() for name in figures.PAGES)
 
 
 def test_figures_need_their_block(figures):
