@@ -9,7 +9,7 @@ Pixels are held as planes `[3, n, h, w]` on the way: every channel is contiguous
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -217,13 +217,13 @@ def blur(planes: Tensor, sigma: Tensor) -> Tensor:
     return _filter(planes, kernels, kernels)
 
 
-def normalise(planes: Tensor) -> Tensor:
-    """Planes `[3, n, h, w]` in [0, 1] to images `[n, 3, h, w]`, normalised by ImageNet's statistics."""
-    std = torch.tensor(STD, device=planes.device)[:, None, None]
-    mean = torch.tensor(MEAN, device=planes.device)[:, None, None]
+def normalise(planes: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
+    """Planes `[3, n, h, w]` in [0, 1] to images `[n, 3, h, w]`, normalised by each channel's statistics."""
+    scale = torch.tensor(std, device=planes.device)[:, None, None]
+    shift = torch.tensor(mean, device=planes.device)[:, None, None]
     images = planes.transpose(0, 1)
     out = torch.empty(images.shape, device=planes.device)
-    return torch.addcmul(-mean / std, images, 1 / std, out=out)
+    return torch.addcmul(-shift / scale, images, 1 / scale, out=out)
 
 
 def _to_grey(planes: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from genray import configure
 from genray.navigate import Navigating, navigate
+from genray.probes.settings import ProbeName
 from genray.settings import UserError
 from genray.steer import Steering, steer
 
@@ -69,32 +70,90 @@ class Bench:
 
     def __call__(self, overrides: Sequence[str]) -> None:
         from genray.bench import bench, table
-        from genray.rundir import write_atomically
 
-        for name, value in (("repeats", self.repeats), ("seconds", self.seconds)):
-            if value <= 0:
-                raise UserError(f"--{name} must be more than 0, got {value:g}")
-        if self.out and (self.out.is_dir() or not self.out.absolute().parent.is_dir()):
-            raise UserError(f"--out must be a file in a directory that exists, got '{self.out}'")
+        _positive(self, "repeats", "seconds")
+        _writable(self.out)
         config = configure.load(self.preset, overrides)
         found = bench(config, self.repeats, self.seconds, self.address, aside=self.aside)
         _show(table(found))
-        if self.out:
-            write_atomically(self.out, json.dumps(found, indent=1) + "\n")
+        _write(self.out, found)
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Judge a run's encoder on labelled images, beside the untrained encoder and raw pixels."""
+    """Judge backbones on labelled images; a run alone as at its end, beside its untrained encoder and raw pixels."""
 
-    run: Positional[Path]
-    """Run directory."""
+    backbones: Positional[tuple[str, ...]]
+    """Run directories, exports, timm:MODEL, torchvision:MODEL, untrained: before any of them, or pixels."""
+    data: str | None = None
+    """digit-scenes, a directory (train/ with val/ or test/, VOC2007, Parquet) or torchvision:NAME:DIRECTORY."""
+    probe: tuple[ProbeName, ...] = ()
+    """What is asked of them; knn and linear, or svm where images show several classes, if it is not given."""
+    weights: Path | None = None
+    """File of weights for timm:MODEL or torchvision:MODEL; the published ones where it is not given."""
+    size: int | None = None
+    """Pixels of a side that images are judged at; each backbone's own where it is not given."""
+    neighbors: int = 10
+    """Neighbours that vote (knn)."""
+    shots: tuple[int, ...] = (1, 5, 10)
+    """Labelled images of each class (few)."""
+    draws: int = 5
+    """Choices of them over which mean and spread are taken (few)."""
+    epochs: int = 60
+    """Epochs of the linear layer (sgd)."""
+    lr: float = 0.1
+    """Its learning rate at the start (sgd)."""
+    schedule: Literal["step", "cosine"] = "step"
+    """How the rate falls (sgd)."""
+    seed: int = 0
+    """Decides draws and random crops."""
+    actors: int = 1
+    """Processes of Ray Data that each hold the backbone."""
+    num_gpus: float | None = None
+    """GPUs of each of them; 1 where the cluster has any, if it is not given."""
+    out: Path | None = None
+    """JSON file to write."""
+    address: str | None = None
+    """Ray cluster to join; RAY_ADDRESS, else one started on this machine, where it is not given."""
 
     def __call__(self, overrides: Sequence[str]) -> None:
-        from genray.runs import evaluate_run
+        from genray.probes.judge import Settings, table
+        from genray.probes.sgd import SGD
+        from genray.rundir import RunDirectory, is_run
+        from genray.runs import evaluate, evaluate_run
 
         _no_overrides(overrides)
-        _print_probes(evaluate_run(self.run))
+        if not self.backbones:
+            raise UserError("genray evaluate must be given a run's directory or another backbone")
+        _positive(self, "neighbors", "draws", "epochs", "lr", "actors", "size")
+        if self.num_gpus is not None and self.num_gpus < 0:
+            raise UserError(f"--num-gpus must be at least 0, got {self.num_gpus:g}")
+        if not self.shots or min(self.shots) < 1:
+            raise UserError(f"--shots must be numbers of at least 1, got {list(self.shots)}")
+        _writable(self.out)
+        path, plain = Path(self.backbones[0]), Evaluate(self.backbones[:1], out=self.out)
+        if self == plain and is_run(RunDirectory(path)):
+            report = evaluate_run(path, _tell)
+            _print_probes(report)
+            found: dict[str, Any] = {"backbones": report}
+        else:
+            settings = Settings(
+                self.neighbors, self.shots, self.draws, SGD(self.epochs, self.lr, self.schedule), self.seed
+            )
+            found = evaluate(
+                self.backbones,
+                self.data,
+                self.probe,
+                settings,
+                weights=self.weights,
+                size=self.size,
+                actors=self.actors,
+                num_gpus=self.num_gpus,
+                address=self.address,
+                say=_tell,
+            )
+            _show(table(found))
+        _write(self.out, found)
 
 
 @dataclass(frozen=True)
@@ -316,10 +375,17 @@ def _print_lesson(out: Path, page: str) -> None:
 
 
 def _print_probes(probes: dict[str, dict[str, float]]) -> None:
+    metrics = next(iter(probes.values()), {})
     if probes:
-        print(f"{'unseen images':16}{'kNN':>8}{'linear':>9}")
+        titles = (f"{metric.replace('knn', 'kNN'):>{_width(metric)}}" for metric in metrics)
+        print(f"{'unseen images':16}" + "".join(titles))
     for name, found in probes.items():
-        print(f"{name.replace('_', ' '):16}{found['knn']:8.1%}{found['linear']:9.1%}")
+        values = (f"{value:{_width(metric)}.1%}" for metric, value in found.items())
+        print(f"{name.replace('_', ' '):16}" + "".join(values))
+
+
+def _width(metric: str) -> int:
+    return max(8, len(metric) + 3)
 
 
 def _show(lines: Sequence[str]) -> None:
@@ -329,9 +395,31 @@ def _show(lines: Sequence[str]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 def _fail(message: str, code: int) -> None:
     print(f"genray: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def _positive(command: Any, *names: str) -> None:
+    for name in names:
+        if (value := getattr(command, name)) is not None and value <= 0:
+            raise UserError(f"--{name} must be more than 0, got {value:g}")
+
+
+def _writable(out: Path | None) -> None:
+    if out and (out.is_dir() or not out.absolute().parent.is_dir()):
+        raise UserError(f"--out must be a file in a directory that exists, got '{out}'")
+
+
+def _write(out: Path | None, found: dict[str, Any]) -> None:
+    from genray.rundir import write_atomically
+
+    if out:
+        write_atomically(out, json.dumps(found, indent=1) + "\n")
 
 
 def _no_overrides(overrides: Sequence[str]) -> None:

@@ -18,6 +18,8 @@ from genray.generators.settings import BigGANGenerator as BigGANGenerator
 from genray.generators.settings import CustomGenerator as CustomGenerator
 from genray.latent_views import Gaussian, LatentView
 from genray.objectives import Contrastive, Objective
+from genray.probes import settings as probes
+from genray.probes.settings import Probe
 from genray.settings import ConfigError, settings
 from genray.sources.settings import AnySource, Generated
 
@@ -216,20 +218,6 @@ class Learners:
 
 
 @settings
-class Probe:
-    """How the representation is judged on labelled images it was not trained on."""
-
-    data: Literal["digit-scenes"] | None = None
-    """Labelled images to judge on; none where it is not given."""
-    every: Positive = 1000
-    """Steps between two quick kNN probes."""
-    neighbors: Positive = 10
-    """Neighbours that vote."""
-    images: Annotated[int, Field(ge=100)] = 4000
-    """Labelled images the classifiers learn from."""
-
-
-@settings
 class Tracking:
     """MLflow. May change when a run is resumed."""
 
@@ -284,6 +272,9 @@ MAY_CHANGE = (
     "training.log_every",
     "stream.ticket_batches",
     "generator.cuda_graphs",
+    "probe.num_cpus",
+    "probe.num_gpus",
+    "probe.timeout_s",
 )
 """Paths of the fields with which a run may be resumed although they differ."""
 
@@ -337,10 +328,7 @@ def check(config: Config) -> None:
             f"stream.num_neighbors must be at least stream.num_views - 1 ({stream.num_views - 1}), or an anchor would "
             f"show one of them twice, got {stream.num_neighbors}"
         )
-    if config.probe.neighbors > config.probe.images:
-        raise ConfigError(
-            f"probe.neighbors must be at most probe.images ({config.probe.images}), got {config.probe.neighbors}"
-        )
+    probes.check(config.probe)
     if config.source.renders:
         config.generator.check(config)
     config.source.check(config)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from pydantic import ValidationError
 
 from genray.config import ADAPTER, Config, check
+from genray.probes.settings import absolute
 from genray.settings import ConfigError
 
 PRESETS = Path(__file__).parent / "presets"
@@ -40,6 +41,8 @@ def load(source: str, overrides: Sequence[str] = ()) -> Config:
     values = _override(_with_kinds(values), parse_overrides(overrides))
     values.setdefault("name", f"{Path(source).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
     config = build(values)
+    if config.probe.data is not None:
+        config = replace(config, probe=replace(config.probe, data=absolute(config.probe.data)))
     return settled(replace(config, storage_path=str(Path(config.storage_path).expanduser().absolute())))
 
 

@@ -16,6 +16,7 @@ from genray.config import Config
 from genray.console import Progress
 from genray.placement import LEARNER_NODE
 from genray.plan import Plan
+from genray.probes import beside, data
 from genray.report import metrics_of, report_of
 from genray.rundir import RunDirectory, write_atomically
 from genray.settings import UserError, reason_in
@@ -87,6 +88,7 @@ def fit(
                 _close(tracker, run, "FINISHED", say)
             return cast("dict[str, Any]", report)
         fetch(config)
+        data.check(config.probe)
         return _fit(config, plan, run, address, say, started)
 
 
@@ -110,6 +112,7 @@ def dry_run(
     plan, run = Plan.of(config), RunDirectory.of(config)
     for line in plan.lines(config):
         say(line)
+    data.check(config.probe)
     run.claim(config)
     if described:
         fleet, may_grow = nodetypes.of_file(described), True
@@ -293,6 +296,7 @@ def _trainer(config: Config, loop: Callable[[dict[str, Any]], Any], arguments: d
         ),
         datasets={stream.NAME: Nothing(config)} if config.generators.mode == "pool" else None,  # type: ignore[dict-item]
         dataset_config=Shares(config, by_labels),
+        validation_config=beside.validation(config, by_labels),
     )
 
 

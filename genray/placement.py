@@ -138,6 +138,9 @@ def parts(config: Config, labels: bool, most: bool = False) -> list[Part]:
             Part("generators", "generators.num", number, generators.num_cpus, generators.num_gpus, where),
             Part("tasks of Ray Data", "generators.num", 1, DATA_CPUS, 0, where),
         ]
+    if (probe := config.probe).beside:
+        where = LEARNER_NODE if labels else {}
+        asked.append(Part("probes", "probe.num_cpus", 1, probe.num_cpus, probe.num_gpus, where))
     return asked
 
 

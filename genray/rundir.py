@@ -20,7 +20,7 @@ from genray.settings import ConfigError, UserError
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """`config.json`, `metrics.jsonl`, `previews/`, checkpoints, `export/` and, at the end, `report.json`."""
+    """`config.json`, `metrics.jsonl`, `probes.jsonl`, `previews/`, checkpoints, `export/`, at the end `report.json`."""
 
     path: Path
 
@@ -35,6 +35,11 @@ class RunDirectory:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def probes(self) -> Path:
+        """A line for each time that probes were made of the run's encoder beside the training or after it."""
+        return self.path / "probes.jsonl"
 
     @property
     def batches(self) -> Path:
@@ -159,10 +164,14 @@ class RunDirectory:
 
 
 def runs(storage_path: Path) -> list[RunDirectory]:
-    """The runs of a directory, the latest last; a config.json of something else does not make one."""
+    """The runs of a directory, the latest last."""
     found = [RunDirectory(path.parent) for path in storage_path.glob("[!.]*/config.json")]
-    found = [run for run in found if _read_object(run.config).keys() >= {"name", "storage_path", "training"}]
-    return sorted(found, key=lambda run: run.config.stat().st_mtime)
+    return sorted(filter(is_run, found), key=lambda run: run.config.stat().st_mtime)
+
+
+def is_run(run: RunDirectory) -> bool:
+    """Whether there is a run; a config.json of something else does not make one."""
+    return run.config.exists() and _read_object(run.config).keys() >= {"name", "storage_path", "training"}
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""MLflow beside the training, never in its way: a thread that follows the run's metrics.jsonl.
+"""MLflow beside the training, never in its way: a thread that follows the run's metrics.jsonl and probes.jsonl.
 
-The file is the spool. After an outage, a restart or a kill it is read again from its start, and MLflow itself says
-which steps it already has, so nothing is lost and nothing is recorded twice.
+The files are the spool. After an outage, a restart or a kill they are read again from their start, and MLflow itself
+says which steps it already has, so nothing is lost and nothing is recorded twice.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-METRICS = "metrics.jsonl"
-"""Name of the file of records in a run directory."""
+METRICS, PROBES = "metrics.jsonl", "probes.jsonl"
+"""Names of the files of records in a run directory: of the training, and of the probes beside and after it."""
 
 MAX_DELAY_S = 30.0
 """Longest pause, in seconds, between two attempts to reach MLflow."""
@@ -76,6 +76,39 @@ def parameters(settings: Config | Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def store(config: Config) -> str:
+    """Address of the tracking server or store of a run."""
+    return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or _own_store(config)
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client that fails soon and quietly where the store does not answer."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient  # seconds; the training must not wait for them
+
+    for library in ("mlflow", "alembic", "urllib3"):  # what goes wrong is raised, and said once by who called
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    return MlflowClient(tracking_uri=uri)
+
+
+def continued(client: MlflowClient, run_directory: Path, uri: str) -> Run | None:
+    """The MLflow run whose id stands in `mlflow.json`, where it still exists in this store."""
+    from mlflow.exceptions import MlflowException
+
+    file = run_directory / "mlflow.json"
+    noted = json.loads(file.read_text()) if file.exists() else {}
+    if noted.get("uri") != _public(uri):
+        return None
+    try:
+        run = client.get_run(noted["run_id"])
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    return run if run.info.lifecycle_stage == "active" else None
+
+
 class Tracker:
     """Records a run in MLflow from a thread of its own; a failure is a warning and never stops the training.
 
@@ -84,7 +117,7 @@ class Tracker:
 
     Args:
         config: the resolved configuration.
-        run_directory: holds metrics.jsonl, and mlflow.json from now on.
+        run_directory: holds metrics.jsonl and probes.jsonl, and mlflow.json from now on.
         warn: called, from the thread, with one line at the first failure.
         settings: what the run's parameters are, where the configuration does not decide all of it or not all of the
             configuration decides it.
@@ -102,10 +135,7 @@ class Tracker:
         self._config, self._directory, self._warn, self._found = config, run_directory, warn, found
         self._parameters = parameters(config if settings is None else settings)
         self._tags = _tags(config) if settings is None else _versions()
-        storage = Path(config.storage_path).absolute()
-        self._own_store = f"sqlite:///{storage / 'mlflow.db'}"
-        self._artifact_store = str(storage / "mlartifacts")
-        self._uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or self._own_store
+        self._uri = store(config)
         self._artifacts: deque[tuple[Path, str | None]] = deque()
         self._lost: list[str] = []
         self._summary: dict[str, float] = {}
@@ -119,8 +149,6 @@ class Tracker:
         self._closing, self._abandoned = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="genray-mlflow", daemon=True)
         if config.tracking.mlflow:
-            for name, value in _ENVIRONMENT.items():
-                os.environ.setdefault(name, value)
             self._thread.start()
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
@@ -200,8 +228,9 @@ class Tracker:
         """One connection's life: ends when the run is closed, raises when MLflow fails."""
         client, run_id = self._connect()
         self._delay_s = 1.0
+        probes = Follower(self._directory / PROBES)
         for records in tail(self._directory / METRICS, self._closing):
-            self._log(client, run_id, records)
+            self._log(client, run_id, [*records, *probes.new()])
             if not self._closing.is_set():
                 self._send_artifacts(client, run_id)
         self._log(client, run_id, [{"step": self._last_step, "time": time.time(), **self._summary}])
@@ -211,15 +240,11 @@ class Tracker:
         self._send_artifacts(client, run_id)  # last: an artifact store that fails must not keep the run from ending
 
     def _connect(self) -> tuple[MlflowClient, str]:
-        from mlflow import MlflowClient  # seconds; the training must not wait for them
-
-        for library in ("mlflow", "alembic", "urllib3"):  # what goes wrong is raised, and said once by this class
-            logging.getLogger(library).setLevel(logging.CRITICAL)
         self._directory.mkdir(parents=True, exist_ok=True)
-        if self._uri == self._own_store:
-            Path(self._artifact_store).parent.mkdir(parents=True, exist_ok=True)
-        client = MlflowClient(tracking_uri=self._uri)
-        run = self._continued(client) or self._create(client)
+        if self._uri == _own_store(self._config):
+            Path(self._config.storage_path).mkdir(parents=True, exist_ok=True)
+        client = connect(self._uri)
+        run = continued(client, self._directory, self._uri) or self._create(client)
         run_id = run.info.run_id
         page, before = f"/#/experiments/{run.info.experiment_id}/runs/{run_id}", self._page
         self._page = page
@@ -233,28 +258,14 @@ class Tracker:
         }
         return client, run_id
 
-    def _continued(self, client: MlflowClient) -> Run | None:
-        from mlflow.exceptions import MlflowException
-
-        file = self._directory / "mlflow.json"
-        noted = json.loads(file.read_text()) if file.exists() else {}
-        if noted.get("uri") != _public(self._uri):
-            return None
-        try:
-            run = client.get_run(noted["run_id"])
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
-        return run if run.info.lifecycle_stage == "active" else None
-
     def _create(self, client: MlflowClient) -> Run:
         name = self._config.tracking.experiment
         if experiment := client.get_experiment_by_name(name):
             experiment_id = experiment.experiment_id
         else:
             # A bare SQLite store would put artifacts into the directory the command happened to be run in.
-            beside = self._artifact_store if self._uri == self._own_store else None
+            artifacts = str(Path(self._config.storage_path).absolute() / "mlartifacts")
+            beside = artifacts if self._uri == _own_store(self._config) else None
             experiment_id = client.create_experiment(name, artifact_location=beside)
         run = client.create_run(experiment_id, run_name=self._config.name)
         file = self._directory / "mlflow.json"
@@ -313,6 +324,10 @@ class Tracker:
         return sum(
             any(record["step"] > self._recorded.get(key, -1) for key, _ in _values(record)) for record in records
         )
+
+
+def _own_store(config: Config) -> str:
+    return f"sqlite:///{Path(config.storage_path).absolute() / 'mlflow.db'}"
 
 
 def _values(record: Record) -> Iterator[tuple[str, float]]:

@@ -18,6 +18,8 @@ from genray import processes, stream
 from genray.config import Config
 from genray.course import Course
 from genray.plan import Plan
+from genray.probes import beside
+from genray.probes.settings import DIGITS
 from genray.rundir import RunDirectory
 from genray.views import Block
 
@@ -42,8 +44,8 @@ def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
     context, run = ray.train.get_context(), RunDirectory.of(config)
     rank, world = context.get_world_rank(), context.get_world_size()
     processes.note(run.processes, f"learner {rank}")
-    with ThreadPoolExecutor(1) as beside:
-        first = beside.submit(pool_blocks, config)  # generators start while this process imports torch
+    with ThreadPoolExecutor(1) as thread:
+        first = thread.submit(pool_blocks, config)  # generators start while this process imports torch
         learner = learner_here(config, rank, world)
         blocks = first.result()
     if config.generators.mode == "inline":
@@ -60,7 +62,8 @@ def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
             continue
         with tempfile.TemporaryDirectory() as path:
             learner.save(Path(path))
-            ray.train.report(record, ray.train.Checkpoint.from_directory(path))
+            judged = beside.due(config, learner.step)
+            ray.train.report(record, ray.train.Checkpoint.from_directory(path), validation=judged)
     if learner.step < learner.plan.steps:
         return {"stopped": learner.step}
     if rank != 0:
@@ -68,7 +71,7 @@ def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
     from genray.export import export_run
 
     export_run(learner.encoder.state_dict(), config, run.export, learner.policy.size)
-    probes = final_probes(learner) if judge else {}
+    probes = final_probes(learner) if config.probe.data else {}
     return {"marks": {"learner started": started, **learner.marks}, "probes": probes}
 
 
@@ -120,7 +123,7 @@ def together(blocks: Iterator[Block], world: int) -> Iterator[Block]:
 
 def final_probes(learner: Learner) -> dict[str, dict[str, float]]:
     """The trained encoder, the same encoder untrained and raw pixels, on images that nothing else has seen."""
-    from genray.evaluate import probe_report
+    from genray.probes.quick import probe_report
 
     untrained = type(learner)(learner.config, learner.rank, learner.device, learner.plan.num_workers)
     encoders = {"trained": learner.features, "untrained": untrained.features, "raw_pixels": None}
@@ -152,11 +155,15 @@ def learner_here(config: Config, rank: int, world: int) -> Learner:
 
 def _judge(learner: Learner) -> Any:
     """The quick probe, where one is asked for; rank 0's task alone."""
-    if learner.rank != 0 or not learner.config.probe.data:
+    probe = learner.config.probe
+    if learner.rank != 0 or not probe.data:
         return None
-    from genray.evaluate import Judge
+    from genray.probes.data import of_run
+    from genray.probes.quick import Judge
 
-    return Judge(learner.config.probe, learner.policy.size)
+    if probe.data != DIGITS and of_run(probe).several:
+        return None  # kNN has no word on them
+    return Judge(probe, learner.policy.size)
 
 
 def _drawn(blocks: Iterator[Block], learner: Learner) -> Iterator[Block]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -240,6 +241,12 @@ def test_a_finished_run_is_told_with_what_to_make_of_its_speed(capsys: pytest.Ca
         "encoder runs/first/export",
         "MLflow  http://mlflow:5000",
     ]
+    several = {"trained": {"svm": 0.5, "svm.11-point": 0.525}}
+    cli._print_report({**REPORT, "probes": several})
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "unseen images        svm   svm.11-point",
+        "trained            50.0%          52.5%",
+    ]
 
 
 def test_what_was_not_measured_is_not_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -249,6 +256,64 @@ def test_what_was_not_measured_is_not_told(capsys: pytest.CaptureFixture[str]) -
         "report  runs/first/report.json",
         "encoder runs/first/export",
     ]
+
+
+def test_backbones_are_compared_on_labelled_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "found.json"
+    few = ["--probe", "knn", "few", "--shots", "1", "5", "--draws", "2"]
+    cli.main(["evaluate", "pixels", "--data", "digit-scenes", *few, "--out", str(out)])
+    shown, told = capsys.readouterr()
+    found = json.loads(out.read_text())
+    metrics = found["backbones"]["pixels"]
+    assert list(metrics) == ["knn", "few.1", "few.1.std", "few.5", "few.5.std"]
+    assert 0.1 < metrics["few.1"] < metrics["few.5"] < metrics["knn"] < 0.5
+    lines = [line.split() for line in shown.splitlines()]
+    assert lines[0] == [
+        "digit-scenes:",
+        "4,000",
+        "images",
+        "to",
+        "learn",
+        "from,",
+        "2,388",
+        "to",
+        "judge",
+        "on,",
+        "10",
+        "classes",
+    ]
+    assert lines[1] == ["backbone", "knn", "few.1", "few.5"]
+    assert lines[2][:2] == ["pixels", f"{metrics['knn']:.1%}"]
+    assert told == "pixels: knn on digit-scenes\npixels: few on digit-scenes\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "genray evaluate must be given a run's directory or another backbone"),
+        ("pixels", "--data must name labelled images to judge on, got none; it may be digit-scenes, .*"),
+        ("pixels --data digit-scene", "--data must be .*, got 'digit-scene'; did you mean 'digit-scenes'\\?"),
+        ("pixels --data digit-scenes --probe svm", "--probe must be of knn, .*, got 'svm' on digit-scenes"),
+        ("pixels --data digit-scenes --neighbors 0", "--neighbors must be more than 0, got 0"),
+        ("pixels --data digit-scenes --size -1", "--size must be more than 0, got -1"),
+        (
+            "pixels --data digit-scenes --weights x.pth",
+            "--weights must go with one timm:MODEL or torchvision:MODEL, got 0 of them",
+        ),
+        ("pixels --data digit-scenes --shots 0", r"--shots must be numbers of at least 1, got \[0\]"),
+        ("pixels --data digit-scenes --out no/such/file", "--out must be a file in a directory that exists, got .*"),
+        ("tim:resnet18 --data digit-scenes", "a backbone must be .*, got 'tim:resnet18'; did you mean 'timm:'\\?"),
+        ("runs/frist", "a backbone must be .*, got 'runs/frist', which does not exist"),
+    ],
+)
+def test_what_cannot_be_judged_is_told_in_one_line(
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["evaluate", *arguments.split()])
+    assert exit.value.code == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(f"genray: {message}\n", said), said
 
 
 @pytest.mark.parametrize("command", ["evaluate", "export"])

@@ -182,7 +182,10 @@ def test_what_lies_on_the_edge_is_allowed(values: dict[str, Any]) -> None:
         ({"augment": {"scale": 0.5}}, "augment.scale must be a list, got 0.5"),
         ({"augment": {"scale": [0.5, 2]}}, "augment.scale.1 must be less than or equal to 1, got 2"),
         ({"augment": {"jitter": [0.4, 0.4]}}, "augment.jitter must have more values, got [0.4, 0.4]"),
-        ({"probe": {"data": "voc"}}, "probe.data must be one of digit-scenes, got 'voc'"),
+        (
+            {"probe": {"beside": ["knn", "map"]}},
+            "probe.beside.1 must be one of knn, linear, few, sgd, similarity, svm, got 'map'",
+        ),
         ({"model": {"model_args": 3}}, "model.model_args must be a section of fields, got 3"),
         ({"view": 3}, "view must be a section of fields, got 3"),
         ({"stream": None}, "stream must be a section of fields, got None"),
@@ -325,8 +328,8 @@ def test_the_reference_says_what_may_change() -> None:
             name = f"{section}.{line.strip().partition(' = ')[0]}".removeprefix(".")
         if "May change when a run is resumed." in line:
             found.add(name)
-    free = {"placement", "generators", "learners", "tracking", "stream.ticket_batches", "generator.cuda_graphs"}
-    assert found == free
+    placed = {"placement", "generators", "learners", "probe.num_cpus", "probe.num_gpus", "probe.timeout_s"}
+    assert found == placed | {"tracking", "stream.ticket_batches", "generator.cuda_graphs"}
     assert set(MAY_CHANGE) == found | {"storage_path", "training.log_every"}
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import re
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from genray.config import MAY_CHANGE
 from genray.course import Course
 from genray.learner import Learner, Window
 from genray.plan import Plan
+from genray.probes.settings import ProbeName
 from genray.recorder import Recorder
 from genray.rundir import RunDirectory
 from genray.views import Renderer
@@ -141,6 +143,11 @@ def test_what_may_change_is_told():
 def test_every_section_is_explained():
     settings = configure.load("demo").to_dict()
     assert set(explained("Configuration")) == {name for name, value in settings.items() if isinstance(value, dict)}
+
+
+def test_every_probe_is_explained():
+    table = README.partition("| `--probe` |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE) == list(get_args(ProbeName))
 
 
 def test_every_field_of_the_stream_is_named():

@@ -180,6 +180,23 @@ def test_bench_measures_both_sides_alone_and_together(storage: Path, generators:
     assert not list(storage.glob("*measured*"))
 
 
+def test_checkpoints_are_judged_beside_the_training(storage: Path) -> None:
+    probe = {"beside": ["knn", "few"], "num_cpus": 0.25}
+    fit(build(settings(storage, "beside", probe=probe, generators={"mode": "inline"})))
+    found = [json.loads(line) for line in (storage / "beside" / "probes.jsonl").read_text().splitlines()]
+    assert {line["step"] for line in found} <= {4, 8}  # not the last, which is judged for the report
+    assert found[0]["step"] == 4
+    metrics = {name: value for name, value in found[0].items() if name not in ("step", "time")}
+    shots = {f"few.{shot}{what}" for shot in (1, 5, 10) for what in ("", ".std")}
+    assert set(metrics) == {f"probe.digit-scenes-val.{name}" for name in shots | {"knn"}}
+    assert all(0 < value < 1 for value in metrics.values())
+    assert not (storage / "beside" / "faults.jsonl").exists()
+    run = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}").get_run(
+        json.loads((storage / "beside" / "mlflow.json").read_text())["run_id"]
+    )
+    assert set(metrics) <= set(run.data.metrics)
+
+
 def test_a_run_with_other_settings_is_refused(storage: Path, inline: list[float]) -> None:
     with pytest.raises(UserError, match=r"view\.std was 1\.0, is 0\.5"):
         fit(build(settings(storage, "inline", view={"kind": "gaussian", "std": 0.5})))

@@ -9,11 +9,12 @@ import timm
 import torch
 from fakes import small
 
-from genray import checkpoint
+from genray import checkpoint, records
 from genray.config import Config
 from genray.learner import Learner
+from genray.probes.judge import Settings
 from genray.rundir import RunDirectory
-from genray.runs import evaluate_run, export_run
+from genray.runs import evaluate, evaluate_run, export_run
 from genray.settings import UserError
 
 MODEL = {
@@ -58,7 +59,25 @@ def test_the_last_checkpoint_is_exported(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_last_checkpoint_is_judged_beside_the_baselines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small(storage_path=str(tmp_path), model=MODEL, probe={"data": "digit-scenes", "images": 200})
     path, _ = unfinished(config, monkeypatch)
-    found = evaluate_run(path)
+    said: list[str] = []
+    found = evaluate_run(path, said.append)
+    assert said == [f"recorded in {path / 'probes.jsonl'}"]  # it has no MLflow run yet
+    kept = {"step": 8, **{f"probe.digit-scenes.{name}": value for name, value in found["trained"].items()}}
+    assert kept.items() <= records.last(path / "probes.jsonl").items()
     assert list(found) == ["trained", "untrained", "raw_pixels"]
     assert found["trained"] != found["untrained"]
     assert all(0 < value < 1 for probes in found.values() for value in probes.values())
+
+
+def test_a_run_is_judged_with_others_and_its_figures_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small(storage_path=str(tmp_path), model=MODEL, probe={"data": "digit-scenes", "images": 200})
+    path, _ = unfinished(config, monkeypatch)
+    said: list[str] = []
+    names = [str(path), f"untrained:{path}", "pixels"]
+    found = evaluate(names, None, ("knn",), Settings(neighbors=5), say=said.append)
+    assert list(found["backbones"]) == names
+    assert found["data"]["name"] == "digit-scenes"  # the run's own
+    assert found["backbones"][str(path)] != found["backbones"][f"untrained:{path}"]
+    assert said[-1] == f"recorded in {path / 'probes.jsonl'}"
+    [line] = records.read(path / "probes.jsonl")
+    assert (line["step"], line["probe.digit-scenes.knn"]) == (8, found["backbones"][str(path)]["knn"])

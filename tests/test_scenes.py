@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from genray import scenes
-from genray.evaluate import features, knn
+from genray.probes.features import features
+from genray.probes.knn import knn
 
 NUM_FACTORS = scenes.NUM_FACTORS
 

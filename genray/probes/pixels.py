@@ -1,0 +1,115 @@
+"""One image at a time: decoded, and brought to the size that a backbone is judged at.
+
+The geometry is that of the usual evaluation transforms of timm and torchvision, pixel for pixel; it is written out here
+so that a process that only decodes need not import torch.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from genray.settings import UserError
+
+TRIES = 10
+DRAWS = 2 * TRIES + 3
+"""Uniform numbers that each random crop takes."""
+
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How an image becomes a square: resized, then cropped about its centre."""
+
+    size: int
+    """Pixels of a side afterwards."""
+    resized: int
+    """Pixels of the shorter side before the crop."""
+    interpolation: str = "bilinear"
+    squash: bool = False
+    """Make both sides `resized` long, whatever the image's proportions."""
+
+
+def decoded(file: Path | bytes, where: str) -> Image.Image:
+    """An encoded image in RGB; raises UserError, which names `where` it is from, if it cannot be decoded."""
+    try:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = "no image of a known format" if "cannot identify" in str(error) else str(error)
+        raise UserError(f"labelled images must be files that can be decoded, got {where} ({reason})") from None
+
+
+def whole(image: Image.Image, geometry: Geometry) -> np.ndarray:
+    """The centre of an RGB image, uint8 `[3, size, size]`."""
+    width, height = image.size
+    if geometry.squash:
+        sides = geometry.resized, geometry.resized
+    elif width <= height:
+        sides = geometry.resized, geometry.resized * height // width
+    else:
+        sides = geometry.resized * width // height, geometry.resized
+    if sides != (width, height):
+        image = image.resize(sides, INTERPOLATIONS[geometry.interpolation])
+    left, top = (round((side - geometry.size) / 2) for side in sides)
+    return _planes(image.crop((left, top, left + geometry.size, top + geometry.size)))
+
+
+def cropped(image: Image.Image, geometry: Geometry, uniforms: np.ndarray, mirrored: bool) -> np.ndarray:
+    """A random part of an RGB image, resized: uint8 `[3, size, size]`.
+
+    The part is distributed as torchvision's RandomResizedCrop has it, with .2 to 1 of the area and sides of 3:4 to 4:3,
+    as in the linear evaluation of arXiv 2106.05258; half of the images are mirrored.
+
+    Args:
+        image: the image.
+        geometry: the size, and how pixels are interpolated.
+        uniforms: numbers in (0, 1) that decide, `[DRAWS]`.
+        mirrored: whether any image may be mirrored.
+    """
+    box = random_box(*image.size, uniforms)
+    part = image.crop(box).resize((geometry.size, geometry.size), INTERPOLATIONS[geometry.interpolation])
+    pixels = _planes(part)
+    return pixels[:, :, ::-1] if mirrored and uniforms[-1] < 0.5 else pixels
+
+
+def random_box(
+    width: int,
+    height: int,
+    uniforms: np.ndarray,
+    scale: tuple[float, float] = (0.2, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a random part: a share `scale` of the area, of sides `ratio`.
+
+    Of ten tries the first is taken that lies within the image; if none does, the largest part about the centre.
+    """
+    areas, ratios, (across, down) = uniforms[:TRIES], uniforms[TRIES : 2 * TRIES], uniforms[2 * TRIES : 2 * TRIES + 2]
+    area = width * height * (scale[0] + (scale[1] - scale[0]) * areas)
+    shape = np.exp(np.log(ratio[0]) + np.log(ratio[1] / ratio[0]) * ratios)
+    widths, heights = np.rint(np.sqrt(area * shape)), np.rint(np.sqrt(area / shape))
+    valid = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    if valid.any():
+        first = int(valid.argmax())
+        w, h = int(widths[first]), int(heights[first])
+        left, top = int(across * (width - w + 1)), int(down * (height - h + 1))
+    else:
+        w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
+        left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def _planes(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).transpose(2, 0, 1)

@@ -1,0 +1,53 @@
+"""What probes found of a run, kept with it: a line of its probes.jsonl, and metrics of its MLflow run."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from genray import records, tracking
+from genray.config import Config
+from genray.rundir import RunDirectory
+
+
+def metrics_of(data: str, found: Mapping[str, float]) -> dict[str, float]:
+    """Metrics named `probe.<data>.<probe>`, as MLflow takes them."""
+    name = re.sub(r"[^\w\-]", "_", data)
+    return {f"probe.{name}.{metric}": value for metric, value in found.items()}
+
+
+def record(config: Config, path: Path, step: int, data: str, found: Mapping[str, float]) -> str:
+    """Keep what was found of a run's encoder at a step, and tell MLflow.
+
+    Returns:
+        Where it is now, in a line; MLflow out of reach is no error.
+    """
+    run = RunDirectory(path)
+    metrics = metrics_of(data, found)
+    records.append(run.probes, {"step": step, "time": time.time(), **metrics})
+    if not config.tracking.mlflow:
+        return f"recorded in {run.probes}"
+    if run.in_progress():  # its driver follows the file
+        return f"recorded in {run.probes}, and sent to MLflow by the run"
+    try:
+        added = _sent(config, path, step, metrics)
+    except Exception as error:  # whatever MLflow raises
+        return f"recorded in {run.probes}; MLflow does not record it ({' '.join(str(error).split())[:160]})"
+    return f"recorded in {run.probes}" + (" and in MLflow" if added else "")
+
+
+def _sent(config: Config, path: Path, step: int, metrics: Mapping[str, float]) -> bool:
+    """Whether there is an MLflow run of this one, which has the metrics now; its state stays as it is."""
+    if not (path / "mlflow.json").exists():
+        return False
+    uri = tracking.store(config)
+    client = tracking.connect(uri)
+    if (run := tracking.continued(client, path, uri)) is None:
+        return False
+    from mlflow.entities import Metric
+
+    now = round(time.time() * 1000)
+    client.log_batch(run.info.run_id, [Metric(name, value, now, step) for name, value in metrics.items()])
+    return True
