@@ -52,6 +52,48 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """Train many runs that differ in some fields, and compare them; the same sweep again goes on where it was.
+
+    Any field that all of them share can be set as `--dotted.path VALUE`.
+    """
+
+    preset: Positional[str]
+    """Preset, TOML file or run directory."""
+    name: str
+    """Name of the sweep; the names of its runs begin with it."""
+    grid: tuple[str, ...] = ()
+    """path.to.field=VALUE,VALUE,… of each field whose values are combined, seed=0,1,2 for example."""
+    random: tuple[str, ...] = ()
+    """path.to.field=SCALE:LEAST:MOST of each field that is drawn, with SCALE uniform, log or int."""
+    draws: int = 10
+    """How often they are drawn; each draw is trained with all combinations of the grid."""
+    draw_seed: int = 0
+    """Decides the draws."""
+    parallel: int = 1
+    """Runs that go on at a time."""
+    dry_run: bool = False
+    """Print the runs, and stop."""
+    address: str | None = None
+    """Ray cluster to join; RAY_ADDRESS, else one started on this machine, where it is not given."""
+
+    def __call__(self, overrides: Sequence[str]) -> None:
+        from genray import space, sweep
+
+        for name, number in (("draws", self.draws), ("parallel", self.parallel)):
+            if number < 1:
+                raise UserError(f"--{name} must be at least 1, got {number}")
+        grid, random = space.parse_grid(self.grid), space.parse_random(self.random)
+        chosen = space.combinations(grid, random, self.draws, self.draw_seed)
+        configs = space.children(self.preset, self.name, chosen, overrides)
+        if self.dry_run:
+            _show([config.name for config in configs])
+        else:
+            address = self.address or os.environ.get("RAY_ADDRESS")
+            sweep.check(sweep.sweep(self.name, configs, parallel=self.parallel, address=address))
+
+
+@dataclass(frozen=True)
 class Bench:
     """Measure generators, learners and stream alone and together, and say which is the bottleneck."""
 
@@ -154,6 +196,44 @@ class Evaluate:
             )
             _show(table(found))
         _write(self.out, found)
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Show the runs of an MLflow experiment side by side: mean and spread over runs that differ in the seed alone."""
+
+    experiment: Positional[str]
+    """MLflow experiment."""
+    by: tuple[str, ...] = ()
+    """Settings that set groups of runs apart, by their dotted path or its last word; all that differ if not given."""
+    metric: tuple[str, ...] = ()
+    """Metrics, in full or by their last word; the final probes of the trained encoder if not given."""
+    sweep: str | None = None
+    """The runs of this sweep alone."""
+    out: Path = Path("compare.png")
+    """PNG file to write."""
+    uri: str | None = None
+    """Tracking server or store; MLFLOW_TRACKING_URI, else that of --runs, where it is not given."""
+    runs: Path = Path("runs")
+    """Directory that holds the runs."""
+
+    def __call__(self, overrides: Sequence[str]) -> None:
+        from genray import compare, curves, tracking
+
+        _no_overrides(overrides)
+        uri = self.uri or os.environ.get("MLFLOW_TRACKING_URI")
+        if uri is None and not (self.runs / tracking.DATABASE).exists():
+            raise UserError(f"--runs must be a directory with {tracking.DATABASE}, got '{self.runs}'; or give --uri")
+        runs, unfinished = compare.finished(uri or tracking.beside(self.runs), self.experiment, self.sweep)
+        by = [compare.setting(name, runs) for name in self.by] or compare.varying(runs)
+        keys = [compare.metric(name, runs) for name in self.metric] or compare.metrics(runs)
+        groups = compare.groups(runs, by)
+        _show([*compare.table(groups, by, keys), *compare.notes(groups, unfinished)])
+        try:
+            curves.contrast(groups, by, keys, self.out)
+        except OSError as error:
+            raise UserError(f"--out must be a file that can be written, got '{self.out}' ({error})") from None
+        print(self.out)
 
 
 @dataclass(frozen=True)
@@ -314,8 +394,10 @@ class Fields:
 
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Preview, tyro.conf.subcommand("preview")]

@@ -227,6 +227,14 @@ class Tracking:
     """Tracking server or store; MLFLOW_TRACKING_URI, else a database beside the runs, where it is not given."""
     experiment: str = "genray"
     """MLflow experiment."""
+    model: str | None = "genray"
+    """Registered model of which the encoder of a finished run becomes a version; none registers nothing."""
+    sweep: str | None = None
+    """Name of the sweep that the run belongs to: a run below whose MLflow run this one's stands."""
+    previews_every: Positive = 1000
+    """Steps between two grids of anchors and their views."""
+    system_every_s: Seconds | None = 10
+    """Seconds between two looks at how busy the nodes and their GPUs are; none does not look."""
 
 
 @settings

@@ -26,8 +26,10 @@ def presets() -> dict[str, Path]:
     return {path.stem: path for path in sorted(PRESETS.glob("*.toml"))}
 
 
-def load(source: str, overrides: Sequence[str] = ()) -> Config:
+def load(source: str, overrides: Sequence[str] = (), chosen: Mapping[str, Any] | None = None) -> Config:
     """The configuration of a preset, TOML file or run directory, with `--dotted.path value` overrides.
+
+    Fields that are `chosen`, {dotted path: value}, go on top of these.
 
     A run that is given no name gets the source's, with the time. Relative paths become absolute, since workers run
     elsewhere.
@@ -38,7 +40,7 @@ def load(source: str, overrides: Sequence[str] = ()) -> Config:
     values = _read(source)
     if source not in presets() and Path(source).is_dir():
         values["storage_path"] = str(Path(source).absolute().parent)  # wherever the run has been moved to
-    values = _override(_with_kinds(values), parse_overrides(overrides))
+    values = _override(_with_kinds(values), {**parse_overrides(overrides), **(chosen or {})})
     values.setdefault("name", f"{Path(source).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
     config = build(values)
     if config.probe.data is not None:
@@ -77,7 +79,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
             text = next(rest, "--")
             if text.startswith("--"):
                 raise ConfigError(f"--{path} must be followed by a value")
-        found[path.replace("-", "_")] = _value(text)
+        found[path.replace("-", "_")] = value(text)
     return found
 
 
@@ -91,14 +93,15 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: str = 
             yield here, a, b
 
 
-def _value(text: str) -> Any:
+def value(text: str) -> Any:
+    """What a text on the command line stands for: TOML, or none, or else the text."""
     if text.lower() in ("none", "null"):
         return None
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        found = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-    return value if isinstance(value, bool | int | float | str | list | dict) else text  # no field holds a date
+    return found if isinstance(found, bool | int | float | str | list | dict) else text  # no field holds a date
 
 
 def _read(source: str) -> dict[str, Any]:

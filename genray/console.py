@@ -10,8 +10,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any, TextIO
 
-from genray.records import Follower
-from genray.tracking import Record, tail
+from genray.records import Follower, Record, tail
 
 
 class Eta:

@@ -1,4 +1,4 @@
-"""The trained backbone in the formats that others read: a timm directory, and torchvision's ResNets."""
+"""The trained backbone in the formats that others read: a timm directory, torchvision's ResNets, a torch program."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -17,13 +18,17 @@ from genray.config import Config, Model
 from genray.model import build_backbone, feature_width
 from genray.settings import UserError
 
+DESCRIPTION, PROGRAM = "config.json", "encoder.pt2"
+"""Files of an export: what timm must know of the network, and the network as a program that needs torch alone."""
+
 _TAG = "genray"
 _TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 _SAME_NETWORK = ("zero_init_last", "drop_rate", "drop_path_rate")  # arguments that only matter in training
 
 
 def export_run(state: Mapping[str, Tensor], config: Config, directory: Path, image_size: int) -> list[str]:
-    """Write the backbone of a run as `directory`, for timm, and within it for torchvision where it has the network.
+    """Write the backbone of a run as `directory`, for timm; within it for torchvision, where it has the network, and
+    for torch alone, where it can.
 
     Args:
         state: the state dict of the run's Encoder.
@@ -32,7 +37,7 @@ def export_run(state: Mapping[str, Tensor], config: Config, directory: Path, ima
         image_size: pixels of a side after cropping.
 
     Returns:
-        How each of the two is loaded, or why it is not there.
+        How each of the three is loaded, or why it is not there.
 
     Raises:
         UserError: the directory holds something else, or cannot be written.
@@ -40,6 +45,7 @@ def export_run(state: Mapping[str, Tensor], config: Config, directory: Path, ima
     try:
         export_timm(state, config.model, directory, image_size=image_size)
         file = export_torchvision(state, config.model, directory / "torchvision.safetensors")
+        without_program = export_program(state, config.model, directory / PROGRAM, image_size=image_size)
     except OSError as error:
         raise UserError(
             f"an export must go to a directory that can be written, got '{directory}' ({error.strerror})"
@@ -48,6 +54,7 @@ def export_run(state: Mapping[str, Tensor], config: Config, directory: Path, ima
         f"timm.create_model('local-dir:{directory}', pretrained=True)",
         torchvision_mismatch(config.model)
         or f"torchvision.models.{config.model.backbone}: load_state_dict of {file}, strict=False (no fc)",
+        without_program or f"torch.export.load('{directory / PROGRAM}').module()",
     ]
 
 
@@ -114,7 +121,7 @@ def export_timm(
     unfinished = _beside(directory)
     unfinished.mkdir(parents=True)
     try:
-        (unfinished / "config.json").write_text(json.dumps(description, indent=2) + "\n")
+        (unfinished / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
         save_file(weights, unfinished / "model.safetensors", metadata={"format": "pt"})
         if directory.exists():  # a directory cannot be renamed onto another
             earlier = directory.rename(_beside(directory))
@@ -151,6 +158,34 @@ def export_torchvision(state: Mapping[str, Tensor], config: Model, path: Path) -
         unfinished.unlink(missing_ok=True)
 
 
+def export_program(state: Mapping[str, Tensor], config: Model, path: Path, *, image_size: int) -> str | None:
+    """Writes the backbone as a program of torch.export's: normalised images `[n, 3, size, size]` to pooled features.
+
+    Args:
+        state: the state dict of an Encoder, or of its backbone.
+        config: the model section of the run.
+        path: the file; its directory must exist.
+        image_size: pixels of a side, which are fixed; the number of images is not.
+
+    Returns:
+        Why there is none; None where it was written.
+    """
+    backbone = build_backbone(config)
+    backbone.load_state_dict(_backbone_weights(state))
+    unfinished = _beside(path).with_suffix(path.suffix)
+    try:
+        images = torch.zeros(2, 3, image_size, image_size)
+        program = torch.export.export(backbone.eval(), (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+        torch.export.save(program, unfinished)
+    except OSError:
+        raise
+    except Exception as error:  # whatever torch raises on a network that it cannot export
+        unfinished.unlink(missing_ok=True)
+        return f"torch.export cannot export {config.backbone}: {' '.join(str(error).split())[:200]}"
+    unfinished.replace(path)
+    return None
+
+
 def torchvision_mismatch(config: Model) -> str | None:
     """Why torchvision cannot load this backbone, in a sentence; None where it can."""
     if config.backbone not in _TORCHVISION:
@@ -176,10 +211,10 @@ def _is_replaceable(directory: Path) -> bool:
     if not names:
         return True
     try:
-        tag = json.loads((directory / "config.json").read_text())["pretrained_cfg"]["tag"]
+        tag = json.loads((directory / DESCRIPTION).read_text())["pretrained_cfg"]["tag"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return tag == _TAG and names <= {"config.json", "model.safetensors", "torchvision.safetensors"}
+    return tag == _TAG and names <= {DESCRIPTION, "model.safetensors", "torchvision.safetensors", PROGRAM}
 
 
 def _beside(path: Path) -> Path:

@@ -8,16 +8,17 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from genray import cluster, faults, job, nodetypes, placement, processes, records
+from genray import cluster, curves, faults, job, nodetypes, placement, processes, records, system
 from genray.config import Config
 from genray.console import Progress
 from genray.placement import LEARNER_NODE
 from genray.plan import Plan
 from genray.probes import beside, data
-from genray.report import metrics_of, report_of
+from genray.report import metrics_of, report_of, tags_of
 from genray.rundir import RunDirectory, write_atomically
 from genray.settings import UserError, reason_in
 from genray.sources import fetch, not_here
@@ -145,7 +146,9 @@ def _fit(
                 if not room.startswith("fits:"):
                     progress.say(room)
                 progress.phase("starting generators and learners")
-                returned = stopping.while_training(lambda: _train(config, run, stopping, not may_grow))
+                look = partial(system.look, alone=not may_grow)
+                with system.watched(run.system, run.metrics, config.tracking.system_every_s, look):
+                    returned = stopping.while_training(lambda: _train(config, run, stopping, not may_grow))
                 if "stopped" in returned:
                     raise Asked(stopping.number or signal.SIGTERM)
                 hardware = cluster.hardware()
@@ -153,6 +156,7 @@ def _fit(
         report |= {"hardware": hardware, "mlflow": tracker.url()}
         run.undelivered.touch()  # until MLflow has all
         write_atomically(run.report, json.dumps(report, indent=2) + "\n")
+        _draw(run, progress.say)
         _deliver(tracker, run, report)
         status = "FINISHED"
         return report
@@ -203,12 +207,20 @@ def _resumable(config: Config, run: RunDirectory) -> str:
     return f"{config.name} was stopped and is {where}: genray train {run.path}"
 
 
+def _draw(run: RunDirectory, say: Callable[[str], None]) -> None:
+    try:
+        curves.draw(run)
+    except Exception as error:  # a run that is trained does not fail over its picture
+        say(f"{run.curves.name} is not there: {error}")
+
+
 def _deliver(tracker: Tracker, run: RunDirectory, report: dict[str, Any]) -> None:
     """Hand what a finished run left to MLflow."""
-    tracker.summary(metrics_of(report), {"advice": report["advice"]} if report["advice"] else {})
-    for path, folder in ((run.previews, "previews"), (run.export, "export"), (run.report, None)):
+    tracker.summary(metrics_of(report), tags_of(report))
+    for path, folder in ((run.export, "export"), (run.report, None), (run.curves, None)):
         if path.exists():
             tracker.artifact(path, folder)
+    tracker.model(run.export)
 
 
 def _close(

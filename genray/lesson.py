@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genray import preview, records
+from genray import about, preview, records
 from genray.config import MICRO_BATCH, BigGANGenerator, Config
 from genray.configure import differences
 from genray.console import Progress
@@ -194,11 +194,11 @@ class Lesson:
             if self.out.exists():
                 say(f"{self.out} is finished; choose another --out to learn again")
                 if run.undelivered.exists():
-                    self._end(Tracker(named, run.path, say, self.settings), "FINISHED", say)
+                    self._end(Tracker(named, run.path, say, about.LESSON, self.settings), "FINISHED", say)
                 return ""
             fetch(self.config.generator)
             progress = Progress(run.metrics, self.options.steps)
-            tracker = Tracker(named, run.path, progress.say, self.settings)
+            tracker = Tracker(named, run.path, progress.say, about.LESSON, self.settings)
             status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
             try:
                 with Stopping(run.stop, progress.say) as stopping:
@@ -302,7 +302,7 @@ class Lesson:
     def _write(self, student: Student) -> None:
         spec = describe(self.config.generator)
         last = records.last(self.run.metrics)
-        about = {
+        told = {
             "generator": spec.name,
             "latent_dim": spec.latent_dim,
             **student.told(),
@@ -311,7 +311,7 @@ class Lesson:
             "versions": {name: version(name) for name in ("genray", "torch")},
         }
         preview.write(self.picture, student.picture())
-        self.kind.write(self.out, student.learned(), about)
+        self.kind.write(self.out, student.learned(), told)
 
     def _end(
         self, tracker: Tracker, status: Literal["FINISHED", "FAILED", "KILLED"], say: Callable[[str], None]

@@ -163,6 +163,15 @@ def pack(asked: Sequence[Part], fleet: Fleet) -> Packed:
     return Packed(_counted(opened))
 
 
+def at_once(configs: Sequence[Config], fleet: Fleet, most: int) -> int:
+    """How many runs like the largest of these have room at the same time, up to `most`."""
+
+    def have_room(number: int) -> bool:
+        return all(pack(parts(config, by_labels(config, fleet)) * number, fleet).lacking is None for config in configs)
+
+    return next((number for number in range(most, 0, -1) if have_room(number)), 0)
+
+
 def _another(part: Part, fleet: Fleet, opened: Sequence[_Node]) -> _Node | None:
     counts = _counted(opened)
     full = sum(not node.kind.head for node in opened) >= fleet.workers

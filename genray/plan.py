@@ -139,7 +139,6 @@ class Plan:
         classes = f"{self.num_classes} classes" if self.num_classes else "no classes"
         latents = f"latents of {self.latent_dim}" if self.latent_dim else "no latents"
         kind, population, anchors = config.source.kind, self.population, self.ticket_steps * self.local_batch
-        tickets = -(-fresh // self.ticket_steps) * workers
         measured = "; measured when the run begins, this is a guess" if stream.ticket_batches == "auto" else ""
         rows = {
             "generator" if kind == "generated" else kind: f"{self.generator}: {size} px, {latents}, {classes}",
@@ -148,7 +147,7 @@ class Plan:
             "batch / step": f"{workers} learners x {self.local_batch} = {batch} anchors, {views * batch} images",
             "ticket": f"{self.ticket_steps} steps x {self.local_batch} = {anchors} anchors, "
             f"x {self.rendered_views} views x 3 x {size} x {size} = {block:.1f} MiB{measured}",
-            "run": f"{fresh} fresh steps x {batch} = {total:,} anchors in {tickets} tickets"
+            "run": f"{fresh} fresh steps x {batch} = {total:,} anchors in {self.tickets} tickets"
             + (f", {total / population:.1f} epochs of {population:,}" if population else ""),
         }
         if config.source.renders and config.generator.micro_batch == "auto":
@@ -171,6 +170,11 @@ class Plan:
             rows["generators"] = "inline: each learner renders its own tickets"
         rows["learners"] = f"{_range(learners.bounds)} x {learners.num_gpus:g} GPU, {learners.num_cpus:g} CPU"
         return [f"{name:14} {text}" for name, text in rows.items()]
+
+    @property
+    def tickets(self) -> int:
+        """How many tickets the run uses, from 0 on."""
+        return -(-self.fresh_steps(self.steps) // self.ticket_steps) * self.num_workers
 
     @property
     def batch_bytes(self) -> int:

@@ -112,7 +112,8 @@ class Recorder(UserCallback):
             return {}
         stream, generators = self.config.stream, self.config.generators
         fewest = generators.bounds[0] if generators.mode == "pool" else 1
-        return balance.metrics(measured, stream.batch_size * stream.num_views, fewest)
+        found = balance.metrics(measured, stream.batch_size * stream.num_views, fewest)
+        return {"learners": len(measured), **found}
 
     def _record_batches(self, batches: list[dict[str, Any]]) -> None:
         """Write the lines that are new. A step that is made again must have seen the same, whoever makes it."""

@@ -7,7 +7,10 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
+
+Record = dict[str, Any]
 
 
 def append(path: Path, *records: dict[str, Any]) -> None:
@@ -64,6 +67,22 @@ class Follower:
         complete = data[: data.rfind(b"\n") + 1]
         self.position += len(complete)
         return list(_whole(complete.splitlines()))
+
+
+def tail(path: Path, stop: Event, start: int = 0, poll_s: float = 0.25) -> Iterator[list[Record]]:
+    """Follow a file of JSON lines: at each poll the records that are new, an empty list where there are none.
+
+    Each record comes once, and only when its line is complete; a file that does not exist yet is waited for. Lines
+    that are no record with a step and a time (a writer was killed within one) are left out. Ends with what the file
+    holds after `stop` was set. `start` is the byte to begin at.
+    """
+    follower = Follower(path, start)
+    while True:
+        last = stop.is_set()  # asked before reading: what was written before the stop is still seen
+        yield [record for record in follower.new() if {"step", "time"} <= record.keys()]
+        if last:
+            return
+        stop.wait(poll_s)
 
 
 def _whole(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:

@@ -81,13 +81,27 @@ def _durations(marks: dict[str, float]) -> dict[str, float]:
     return {**steps, "total": round(marks["first step"] - marks["command"], 1)}
 
 
+SUMMED_UP = ("images_per_s", "data_wait", "generator_busy")
+"""Medians of the report that MLflow has too: the last value of a curve says little about a run."""
+
+
+def tags_of(report: dict[str, Any]) -> dict[str, str]:
+    """What a run turned out to be: the machine it had, what it met, and what its balance advises."""
+    found = {f"world.{what}": f"{count:g}" for what, count in report.get("hardware", {}).items()}
+    if report["faults"]:
+        found["faults"] = ", ".join(f"{fault}: {count}" for fault, count in report["faults"].items())
+    return found | ({"advice": report["advice"]} if report["advice"] else {})
+
+
 def metrics_of(report: dict[str, Any]) -> dict[str, float]:
-    """The report's probes and times as metrics named `final.<encoder>.<probe>` and `seconds.<what>`."""
+    """Metrics named `final.<encoder>.<probe>`, `median.<metric>` and `seconds.<what>`, and the number of faults."""
     found = {
         f"final.{encoder}.{probe}": value
         for encoder, probes in report["probes"].items()
         for probe, value in probes.items()
     }
+    found |= {f"median.{key}": report[key] for key in SUMMED_UP if report[key] is not None}
+    found["faults"] = sum(report["faults"].values())
     found["seconds.total"] = report["seconds_total"]
     if first := report["seconds_to_first_step"].get("total"):
         found["seconds.to_first_step"] = first

@@ -42,6 +42,16 @@ class RunDirectory:
         return self.path / "probes.jsonl"
 
     @property
+    def system(self) -> Path:
+        """A line for each look at how busy the nodes were."""
+        return self.path / "system.jsonl"
+
+    @property
+    def curves(self) -> Path:
+        """The run's curves as a picture."""
+        return self.path / "report.png"
+
+    @property
     def batches(self) -> Path:
         """A line for each step: the tickets it used and digests of their latents and pixels."""
         return self.path / "batches.jsonl"

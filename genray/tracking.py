@@ -1,4 +1,4 @@
-"""MLflow beside the training, never in its way: a thread that follows the run's metrics.jsonl and probes.jsonl.
+"""MLflow beside the training, never in its way: a thread that follows the files of records of a run.
 
 The files are the spool. After an outage, a restart or a kill they are read again from their start, and MLflow itself
 says which steps it already has, so nothing is lost and nothing is recorded twice.
@@ -9,27 +9,30 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from genray import sources
+from genray import about, grids
+from genray.about import public
 from genray.config import Config
 from genray.configure import differences
-from genray.job import submission_id
-from genray.records import Follower
+from genray.records import Follower, Record, tail
+from genray.rundir import RunDirectory
+from genray.starts import Start
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-METRICS, PROBES = "metrics.jsonl", "probes.jsonl"
-"""Names of the files of records in a run directory: of the training, and of the probes beside and after it."""
+METRICS, PROBES, SYSTEM = "metrics.jsonl", "probes.jsonl", "system.jsonl"
+"""Names of the files of records in a run directory: of the training, of probes beside and after it, of the nodes."""
+
+DATABASE = "mlflow.db"
+"""Name of the store beside the runs."""
 
 MAX_DELAY_S = 30.0
 """Longest pause, in seconds, between two attempts to reach MLflow."""
@@ -37,8 +40,8 @@ MAX_DELAY_S = 30.0
 LAST_TRIES = 3
 """Failures in a row, once the run has ended, after which its user is told what is missing."""
 
+_FOR_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # which of its two faces MLflow shows
 _AXES = ("step", "anchors", "time")
-_MAX_VALUE = 6000  # characters of a parameter or tag that every MLflow store takes
 _ENVIRONMENT = {  # read by MLflow at each call; its own defaults would block a call to a dead server for minutes
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -48,32 +51,6 @@ _ENVIRONMENT = {  # read by MLflow at each call; its own defaults would block a 
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
 }
-
-Record = dict[str, Any]
-
-
-def tail(path: Path, stop: threading.Event, start: int = 0, poll_s: float = 0.25) -> Iterator[list[Record]]:
-    """Follow a file of JSON lines: at each poll the records that are new, an empty list where there are none.
-
-    Each record comes once, and only when its line is complete; a file that does not exist yet is waited for. Lines
-    that are no record with a step and a time (a writer was killed within one) are left out. Ends with what the file
-    holds after `stop` was set. `start` is the byte to begin at.
-    """
-    follower = Follower(path, start)
-    while True:
-        last = stop.is_set()  # asked before reading: what was written before the stop is still seen
-        yield [record for record in follower.new() if {"step", "time"} <= record.keys()]
-        if last:
-            return
-        stop.wait(poll_s)
-
-
-def parameters(settings: Config | Mapping[str, Any]) -> dict[str, str]:
-    """Every setting of a run under its dotted path, as MLflow takes it; text as it is, other values as JSON."""
-    return {
-        re.sub(r"[^\w\-. /]", "_", path): _shorten(value if isinstance(value, str) else json.dumps(value))
-        for path, value in _flatten(settings.to_dict() if isinstance(settings, Config) else settings)
-    }
 
 
 def store(config: Config) -> str:
@@ -98,7 +75,7 @@ def continued(client: MlflowClient, run_directory: Path, uri: str) -> Run | None
 
     file = run_directory / "mlflow.json"
     noted = json.loads(file.read_text()) if file.exists() else {}
-    if noted.get("uri") != _public(uri):
+    if noted.get("uri") != public(uri):
         return None
     try:
         run = client.get_run(noted["run_id"])
@@ -113,12 +90,14 @@ class Tracker:
     """Records a run in MLflow from a thread of its own; a failure is a warning and never stops the training.
 
     The run is named `config.name`. The run whose id stands in `<run directory>/mlflow.json` is continued, where it
-    still exists in this store. With `tracking.mlflow = false` every method does nothing.
+    still exists in this store; what is trained on then has a run of its own below it. With `tracking.mlflow = false`
+    every method does nothing.
 
     Args:
         config: the resolved configuration.
-        run_directory: holds metrics.jsonl and probes.jsonl, and mlflow.json from now on.
+        run_directory: holds the files of records and previews/, and mlflow.json from now on.
         warn: called, from the thread, with one line at the first failure.
+        kind: what runs of MLflow it makes, one of those of `genray.about`.
         settings: what the run's parameters are, where the configuration does not decide all of it or not all of the
             configuration decides it.
         found: called, from the thread, with the run's page on the server once that has answered, if there is a server.
@@ -129,19 +108,24 @@ class Tracker:
         config: Config,
         run_directory: Path,
         warn: Callable[[str], None],
+        kind: str = about.RUN,
         settings: Mapping[str, Any] | None = None,
         found: Callable[[str], None] = lambda page: None,
     ) -> None:
-        self._config, self._directory, self._warn, self._found = config, run_directory, warn, found
-        self._parameters = parameters(config if settings is None else settings)
-        self._tags = _tags(config) if settings is None else _versions()
+        self._config, self._directory, self._warn, self._kind, self._found = config, run_directory, warn, kind, found
         self._uri = store(config)
+        self._wanted = about.parameters(config if settings is None else settings)
+        run = RunDirectory(run_directory)
+        self._resumes = kind == about.RUN and run.metrics.exists() and not run.report.exists()
+        self._start: Start | None = None
+        self._export: Path | None = None
+        self._shown: set[int] = set()
         self._artifacts: deque[tuple[Path, str | None]] = deque()
         self._lost: list[str] = []
         self._summary: dict[str, float] = {}
         self._final: dict[str, str] = {}
         self._status = "FINISHED"
-        self._page = ""
+        self._page = self._error = ""
         self._recorded: dict[str, int] = {}  # the last step MLflow has of each metric
         self._last_step = 0
         self._delay_s = 1.0
@@ -158,6 +142,10 @@ class Tracker:
         """
         self._artifacts.append((path, folder))
 
+    def model(self, export: Path) -> None:
+        """Queue an export of the run's backbone, to be registered as `tracking.model` when the run is closed."""
+        self._export = export
+
     def summary(self, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
         """Queue final metrics and tags; when the run is closed they are recorded, the metrics at its last step."""
         self._summary.update(metrics)
@@ -168,13 +156,13 @@ class Tracker:
         if not self._config.tracking.mlflow:
             return ""
         if self._on_a_server:
-            return _public(self._uri.rstrip("/") + self._page)
-        return f"mlflow ui --backend-store-uri {_public(self._uri)}"
+            return public(self._uri.rstrip("/") + self._page)
+        return f"mlflow ui --backend-store-uri {public(self._uri)}"
 
     def close(self, status: Literal["FINISHED", "FAILED", "KILLED"], timeout_s: float) -> list[str]:
         """Write what is left, end the run with this status, and say what could not be written, if anything.
 
-        Call it when nothing writes to metrics.jsonl any more. Returns within `timeout_s` seconds.
+        Call it when nothing writes to the files of records any more. Returns within `timeout_s` seconds.
         """
         if not self._config.tracking.mlflow:
             return []
@@ -191,7 +179,7 @@ class Tracker:
         ]
         return [
             *self._lost,
-            f"MLflow at {_public(self._uri)} did not answer: "
+            f"MLflow at {public(self._uri)} did not take all ({self._error or 'no answer yet'}): "
             f"{' and '.join(missing) or 'the end of the run'} may be missing there; "
             f"everything is in {self._directory}, and its {METRICS} is sent when the run is resumed",
         ]
@@ -213,10 +201,11 @@ class Tracker:
                 self._complete = True
                 return
             except Exception as error:  # whatever MLflow raises, the training must not notice
+                self._error = _line(error)
                 if not self._warned:
                     self._warned = True
                     self._warn(
-                        f"MLflow at {_public(self._uri)} does not record ({_line(error)}); training goes on, "
+                        f"MLflow at {public(self._uri)} does not record ({self._error}); training goes on, "
                         f"{METRICS} is sent when it does"
                     )
             if self._closing.is_set():
@@ -228,23 +217,30 @@ class Tracker:
         """One connection's life: ends when the run is closed, raises when MLflow fails."""
         client, run_id = self._connect()
         self._delay_s = 1.0
-        probes = Follower(self._directory / PROBES)
+        others = [Follower(self._directory / name) for name in (PROBES, SYSTEM)]
         for records in tail(self._directory / METRICS, self._closing):
-            self._log(client, run_id, [*records, *probes.new()])
+            if records or self._recorded:  # MLflow's pages show first what was recorded first: the loss
+                records = [*records, *(record for file in others for record in file.new())]
+            self._log(client, run_id, records)
             if not self._closing.is_set():
                 self._send_artifacts(client, run_id)
+            if records:
+                self._send_previews(client, run_id)
         self._log(client, run_id, [{"step": self._last_step, "time": time.time(), **self._summary}])
         for key, value in self._final.items():
             client.set_tag(run_id, key, value)
+        if self._start:
+            self._start.end(client, self._last_step, self._status)
         client.set_terminated(run_id, self._status)
         self._send_artifacts(client, run_id)  # last: an artifact store that fails must not keep the run from ending
+        self._send_previews(client, run_id)
+        self._register(client, run_id)
 
     def _connect(self) -> tuple[MlflowClient, str]:
         self._directory.mkdir(parents=True, exist_ok=True)
-        if self._uri == _own_store(self._config):
-            Path(self._config.storage_path).mkdir(parents=True, exist_ok=True)
         client = connect(self._uri)
-        run = continued(client, self._directory, self._uri) or self._create(client)
+        continues = continued(client, self._directory, self._uri)
+        run = continues or self._create(client)
         run_id = run.info.run_id
         page, before = f"/#/experiments/{run.info.experiment_id}/runs/{run_id}", self._page
         self._page = page
@@ -253,9 +249,11 @@ class Tracker:
         self._describe(client, run)
         if run.info.status != "RUNNING":
             client.update_run(run_id, status="RUNNING")
-        self._recorded = {
-            key: max(metric.step for metric in client.get_metric_history(run_id, key)) for key in run.data.metrics
-        }
+        # The value of a metric that comes with a run is that of its last step; asking for histories would load them.
+        self._recorded = {metric.key: metric.step for metric in run.data.to_proto().metrics}
+        self._shown = grids.recorded(client, run_id)
+        if continues and self._resumes and self._start is None:
+            self._start = Start.begin(client, run, self._wanted, self._tags())
         return client, run_id
 
     def _create(self, client: MlflowClient) -> Run:
@@ -265,26 +263,32 @@ class Tracker:
         else:
             # A bare SQLite store would put artifacts into the directory the command happened to be run in.
             artifacts = str(Path(self._config.storage_path).absolute() / "mlartifacts")
-            beside = artifacts if self._uri == _own_store(self._config) else None
-            experiment_id = client.create_experiment(name, artifact_location=beside)
+            location = artifacts if self._uri == _own_store(self._config) else None
+            experiment_id = client.create_experiment(name, artifact_location=location, tags=_FOR_TRAINING)
         run = client.create_run(experiment_id, run_name=self._config.name)
         file = self._directory / "mlflow.json"
         draft = file.with_suffix(".tmp")
-        draft.write_text(json.dumps({"run_id": run.info.run_id, "uri": _public(self._uri)}))
+        draft.write_text(json.dumps({"run_id": run.info.run_id, "uri": public(self._uri)}))
         draft.replace(file)
         return run
 
     def _describe(self, client: MlflowClient, run: Run) -> None:
         """Parameters and tags; MLflow refuses a parameter that changed, so what a resumed run changed is a tag."""
-        from mlflow.entities import Param, RunTag
+        changed = {f"changed.{path}": b for path, a, b in differences(run.data.params, self._wanted) if a and b}
+        tags = {**self._tags(), **changed}
+        if (sweep := self._config.tracking.sweep) and (parent := continued(client, self._beside(sweep), self._uri)):
+            tags["mlflow.parentRunId"] = parent.info.run_id
+        new = {key: value for key, value in self._wanted.items() if key not in run.data.params}
+        about.describe(client, run.info.run_id, new, tags)
+        if self._kind == about.RUN and not run.inputs.dataset_inputs:
+            client.log_inputs(run.info.run_id, [data.for_mlflow() for data in about.data(self._config)])
 
-        wanted = self._parameters
-        changed = {f"changed.{path}": b for path, a, b in differences(run.data.params, wanted) if a and b}
-        tags = [RunTag(key, value) for key, value in {**self._tags, **changed}.items()]
-        params = [Param(key, value) for key, value in wanted.items() if key not in run.data.params]
-        for first in range(0, len(params), 100):
-            client.log_batch(run.info.run_id, params=params[first : first + 100])
-        client.log_batch(run.info.run_id, tags=tags)
+    def _tags(self) -> dict[str, str]:
+        return about.tags(self._config, self._kind)
+
+    def _beside(self, name: str) -> Path:
+        """The directory of another run in the same storage."""
+        return self._directory.parent / name
 
     def _log(self, client: MlflowClient, run_id: str, records: list[Record]) -> None:
         from mlflow.entities import Metric
@@ -317,6 +321,21 @@ class Tracker:
     def _on_a_server(self) -> bool:
         return self._uri.startswith(("http://", "https://"))
 
+    def _send_previews(self, client: MlflowClient, run_id: str) -> None:
+        for step, path in grids.drawn(self._directory / "previews").items():
+            if step not in self._shown:
+                grids.record(client, run_id, step, path)
+                self._shown.add(step)
+
+    def _register(self, client: MlflowClient, run_id: str) -> None:
+        name = self._config.tracking.model
+        if self._export is None or name is None:
+            return
+        from genray import registry
+
+        if missing := registry.register(client, run_id, name, self._export, self._summary):
+            self._lost.append(missing)
+
     def _unrecorded(self) -> int:
         ended = threading.Event()
         ended.set()
@@ -326,8 +345,13 @@ class Tracker:
         )
 
 
+def beside(storage: Path) -> str:
+    """Address of the store that lies beside the runs of a directory."""
+    return f"sqlite:///{storage.absolute() / DATABASE}"
+
+
 def _own_store(config: Config) -> str:
-    return f"sqlite:///{Path(config.storage_path).absolute() / 'mlflow.db'}"
+    return beside(Path(config.storage_path))
 
 
 def _values(record: Record) -> Iterator[tuple[str, float]]:
@@ -336,46 +360,6 @@ def _values(record: Record) -> Iterator[tuple[str, float]]:
             yield key, float(value)
 
 
-def _flatten(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{path}{key}.")
-        else:
-            yield path + key, value
-
-
-def _tags(config: Config) -> dict[str, str]:
-    return {
-        **_versions(),
-        "source": config.source.kind,
-        "generator": sources.describe(config).name,
-        "view": config.view.kind,
-        "objective": config.objective.kind,
-        **({"ray.submission_id": job} if (job := submission_id()) else {}),
-    }
-
-
-def _versions() -> dict[str, str]:
-    return {f"{package}.version": _version(package) for package in ("genray", "ray", "torch")}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)  # asks the installation, without importing torch or ray
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _shorten(value: str) -> str:
-    value = _public(value)
-    return value if len(value) <= _MAX_VALUE else value[: _MAX_VALUE - 1] + "…"
-
-
-def _public(text: str) -> str:
-    """Without the user and password that an address may hold."""
-    return re.sub(r"://[^/\s]*@", "://", text)
-
-
 def _line(error: Exception) -> str:
-    text = _public(" ".join(str(error).split())) or type(error).__name__
+    text = public(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= 160 else text[:159] + "…"

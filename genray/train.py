@@ -167,12 +167,14 @@ def _judge(learner: Learner) -> Any:
 
 
 def _drawn(blocks: Iterator[Block], learner: Learner) -> Iterator[Block]:
-    """The same blocks; at the start of a run the first anchors are drawn into `previews/`."""
-    from genray import preview
+    """The same blocks; the first anchors of some of them, `tracking.previews_every` steps apart, are drawn."""
+    from genray import grids, preview
 
+    directory, every = RunDirectory.of(learner.config).previews, learner.config.tracking.previews_every
+    due = max(grids.drawn(directory), default=-every) + every
     for block in blocks:
-        if learner.rank == 0 and int(block["position"][0]) == 0:
+        if learner.rank == 0 and learner.step >= due:
             few = {name: column[:PREVIEWED] for name, column in block.items()}
-            path = RunDirectory.of(learner.config).previews / "views.png"
-            preview.save(path, few["views"], learner.images(few))
+            preview.save(grids.path_of(directory, learner.step), few["views"], learner.images(few))
+            due = (learner.step // every + 1) * every
         yield block

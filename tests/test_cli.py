@@ -39,7 +39,7 @@ def refused(directory: Path, *arguments: str) -> str:
 def test_help_answers_at_once(tmp_path: Path) -> None:
     code = ["-X", "importtime", "-m", "genray.cli", "--help"]
     done = subprocess.run([sys.executable, *code], capture_output=True, text=True, check=True, cwd=tmp_path)
-    commands = "train bench evaluate export generate preview steer navigate list presets fields"
+    commands = "train sweep bench evaluate compare export generate preview steer navigate list presets fields"
     for command in commands.split():
         assert command in done.stdout
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}

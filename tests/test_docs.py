@@ -26,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 METRICS = (ROOT / "docs" / "metrics.md").read_text()
 VIEWS = (ROOT / "docs" / "views.md").read_text()
+PROBES = (ROOT / "docs" / "probes.md").read_text()
 REPORT = {
     "probes": {"trained": {"knn": 0.876, "linear": 0.9}, "raw_pixels": {"knn": 0.4, "linear": 0.3}},
     "seconds_to_first_step": {"Ray started": 9.0, "first step": 21.0, "total": 30.0},
@@ -119,13 +120,19 @@ def test_every_metric_is_explained(recorded):
     text = METRICS.partition("| key |")[0]
     above = set(re.findall(r"`(\w+)`", text)) & recorded
     assert above == {"step", "anchors", "time"}
-    of_the_end = {"knn", "final.ENCODER.PROBE", "seconds.to_first_step", "seconds.total"}
+    of_the_end = {"knn", "final.ENCODER.PROBE", "median.METRIC", "faults", "seconds.to_first_step", "seconds.total"}
     assert set(rows) == recorded - above - phases | {"step_ms.PHASE"} | of_the_end | of_objectives()
     assert set(re.findall(r"`(\w+)`", rows["step_ms.PHASE"].split("|")[1])) == set(balance.PHASES)
 
 
 def test_what_the_report_sums_up_is_measured(recorded):
     assert set(report.MEDIANS) <= recorded
+
+
+def test_medians_in_mlflow_are_told():
+    assert set(report.SUMMED_UP) < set(report.MEDIANS)
+    told = explained("Metrics", METRICS)["median.METRIC"].partition(";")[0]
+    assert set(report.SUMMED_UP) == set(re.findall(r"`(\w+)`", told))
 
 
 def test_what_a_record_without_blocks_lacks_is_told():
@@ -146,7 +153,7 @@ def test_every_section_is_explained():
 
 
 def test_every_probe_is_explained():
-    table = README.partition("| `--probe` |")[2].partition("\n\n")[0]
+    table = PROBES.partition("| `--probe` |")[2].partition("\n\n")[0]
     assert re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE) == list(get_args(ProbeName))
 
 

@@ -10,7 +10,7 @@ import torchvision
 from safetensors.torch import load_file
 
 from genray import config, objectives
-from genray.export import export_run, export_timm, export_torchvision, torchvision_mismatch
+from genray.export import export_program, export_run, export_timm, export_torchvision, torchvision_mismatch
 from genray.model import Encoder
 from genray.plan import Plan
 from genray.settings import UserError
@@ -70,6 +70,26 @@ def test_timm_puts_a_new_classifier_on_it(tmp_path: Path) -> None:
     torch.testing.assert_close(
         loaded.forward_head(loaded.forward_features(images), pre_logits=True), encoder.features(images)
     )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model", [TINY, VIT], ids=["resnet", "vit"])
+def test_torch_alone_runs_the_program(model: config.Model, tmp_path: Path) -> None:
+    encoder, path = trained(model), tmp_path / "encoder.pt2"
+    assert export_program(encoder.state_dict(), model, path, image_size=32) is None
+    network = torch.export.load(path).module()
+    for count in (1, 5):
+        images = torch.randn(count, 3, 32, 32)
+        torch.testing.assert_close(network(images), encoder.features(images), rtol=1e-4, atol=1e-5)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_whole_export_is_replaced(tmp_path: Path) -> None:
+    run = config.Config(name="run", model=TINY)
+    for seed in (1, 2):
+        export_run(build(TINY, seed).state_dict(), run, tmp_path / "export", 32)
+    names = {path.name for path in (tmp_path / "export").iterdir()}
+    assert names == {"config.json", "model.safetensors", "encoder.pt2"}
 
 
 def test_an_earlier_export_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from harness import SETTINGS
 from mlflow import MlflowClient
 
-from genray import checkpoint
+from genray import checkpoint, grids
 from genray.bench import bench
 from genray.configure import build
 from genray.fit import RunFailed, fit
@@ -81,7 +81,8 @@ def test_a_run_leaves_everything_it_promises(storage: Path, inline: list[float])
     assert 0 <= report["data_wait"] <= 1
     assert 0 < report["generator_busy"] <= 1
 
-    assert (directory / "previews" / "views.png").read_bytes().startswith(b"\x89PNG")
+    assert list(grids.drawn(directory / "previews")) == [0]
+    assert (directory / "report.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(directory.glob("checkpoint_*/checkpoint.json"))) == 2  # learners.keep
     backbone = timm.create_model(f"local-dir:{directory / 'export'}", pretrained=True).eval()
     assert backbone(torch.zeros(1, 3, 32, 32)).shape == (1, 16)
@@ -96,7 +97,9 @@ def test_a_run_leaves_everything_it_promises(storage: Path, inline: list[float])
     expected = {"alignment", "uniformity", "lr", "images_per_s", "data_wait", "generator_busy", "view_age_s", "knn"}
     assert expected | {"final.trained.knn", "final.raw_pixels.linear", "seconds.total"} <= set(run.data.metrics)
     kept = {found.path for found in client.list_artifacts(noted["run_id"])}
-    assert kept == {"config.json", "report.json", "previews", "export"}
+    assert kept == {"config.json", "report.json", "report.png", "images", "export"}
+    [version] = client.search_model_versions(f"run_id = '{noted['run_id']}'")
+    assert version.tags["final.trained.knn"] == f"{report['probes']['trained']['knn']:.4f}"
 
     said: list[str] = []
     assert fit(config, say=said.append) == report

@@ -88,6 +88,7 @@ def test_what_the_learners_measured_becomes_the_metrics_of_all(
     report(made, {"step": 2, "loss": 1.0, "measured": one}, {"step": 2, "loss": 3.0, "measured": other})
     (line,) = lines(run.metrics)
     assert list(line)[:3] == ["time", "step", "loss"]
+    assert line["learners"] == 2
     assert (line["loss"], line["images_per_s"], line["rendered_per_s"]) == pytest.approx((2.0, 24 / 5, 48 / 5))
     assert (line["data_wait"], line["step_ms.wait"], line["step_ms.forward_backward"]) == pytest.approx(
         (0.3, 750, 1750)
@@ -104,7 +105,7 @@ def test_a_record_without_measurements_has_no_metrics_of_them(run: RunDirectory)
     first, second = lines(run.metrics)
     assert first.keys() == {"time", "step", "loss", "knn"}
     phases = {f"step_ms.{phase}" for phase in balance.PHASES}
-    assert second.keys() == {"time", "step", "loss", "images_per_s", "data_wait"} | phases
+    assert second.keys() == {"time", "step", "loss", "learners", "images_per_s", "data_wait"} | phases
 
 
 def test_a_report_that_is_only_a_checkpoint_is_no_record(run: RunDirectory) -> None:

@@ -16,10 +16,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from genray import configure, tracking
+from genray import about, configure, grids, tracking
+from genray.about import parameters
 from genray.config import Config
-from genray.tracking import METRICS, Tracker, parameters, tail
+from genray.records import tail
+from genray.tracking import METRICS, PROBES, SYSTEM, Tracker
 
 
 def make(storage: Path, name: str, **values: Any) -> tuple[Config, Path]:
@@ -33,6 +36,11 @@ def write(run_directory: Path, steps: range, **extra: Any) -> None:
         for step in steps:
             record = {"step": step, "anchors": 128 * step, "time": 1.7e9 + step, "loss": 9 / (step + 1), "lr": 0.1}
             file.write(json.dumps(record | extra) + "\n")
+
+
+def picture(path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    Image.new("RGB", (30, 20), "teal").save(path)
 
 
 def history(client: Any, run_directory: Path, key: str = "loss") -> list[int]:
@@ -62,8 +70,13 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     args = {"note": "x" * 7000, "odd@key": "", "empty": {}}
     settings, run_directory = make(storage, "first", model={"model_args": args}, stream={"num_neighbors": 5})
     write(run_directory, range(300), knn=0.5, view_age_s=None, note="text")
-    (run_directory / "previews").mkdir()
-    (run_directory / "previews" / "step 1.png").write_bytes(b"picture")
+    for step in (0, 200):
+        picture(grids.path_of(run_directory / "previews", step))
+    nodes = {"step": 0, "time": 1.7e9, "system/cpu_utilization_percentage": 50.0}
+    (run_directory / SYSTEM).write_text(json.dumps(nodes) + "\n")
+    (run_directory / PROBES).write_text(json.dumps({"step": 100, "time": 1.7e9, "probe.digits.linear": 0.75}) + "\n")
+    (run_directory / "pictures").mkdir()
+    (run_directory / "pictures" / "step 1.png").write_bytes(b"picture")
     (run_directory / "config.json").write_text("{}")
     warnings: list[str] = []
     printed = io.StringIO()
@@ -71,7 +84,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         began = time.monotonic()
         tracker = Tracker(settings, run_directory, warnings.append, found=warnings.append)
         tracker.artifact(run_directory / "config.json")
-        tracker.artifact(run_directory / "previews", "pictures")
+        tracker.artifact(run_directory / "pictures", "pictures")
         tracker.artifact(run_directory / "nowhere.png")
         tracker.summary({"linear": 0.875}, {"advice": "more generators"})
         started = time.monotonic() - began
@@ -98,6 +111,28 @@ def test_run_is_named_tagged_and_finished(first: SimpleNamespace) -> None:
     assert tags["ray.version"].startswith("2.")
     assert "ray.submission_id" not in tags
     assert tags["advice"] == "more generators"
+    assert (tags["kind"], tags["world.learners"], tags["world.generators"]) == ("run", "1", "1")
+    experiment = first.client.get_experiment(first.run.info.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_probes_and_nodes_are_on_the_same_axis(first: SimpleNamespace) -> None:
+    for key, step, value in (("probe.digits.linear", 100, 0.75), ("system/cpu_utilization_percentage", 0, 50.0)):
+        [found] = first.client.get_metric_history(first.run.info.run_id, key)
+        assert (found.step, found.value) == (step, value)
+
+
+def test_what_went_in_is_listed(first: SimpleNamespace) -> None:
+    [views] = first.run.inputs.dataset_inputs
+    assert (views.dataset.name, views.tags[0].value) == ("digit-scenes", "training")
+    source = json.loads(views.dataset.source)
+    assert (source["seed"], source["tickets"], source["anchors"]) == (0, [0, 2500], [0, 2_560_000])
+    assert len(source["weights"]) == 64
+
+
+def test_grids_of_views_have_their_steps(first: SimpleNamespace) -> None:
+    assert grids.recorded(first.client, first.run.info.run_id) == {0, 200}
+    assert first.run.data.tags["mlflow.loggedImages"] == "True"
 
 
 def test_parameters_are_flat_and_complete(first: SimpleNamespace) -> None:
@@ -113,7 +148,7 @@ def test_parameters_are_flat_and_complete(first: SimpleNamespace) -> None:
     def leaves(values: dict[str, Any]) -> int:
         return sum(leaves(value) if isinstance(value, dict) and value else 1 for value in values.values())
 
-    assert len(logged) == leaves(first.settings.to_dict())
+    assert len(logged) == leaves(first.settings.to_dict()) - 1  # the name
 
 
 def test_passwords_of_an_address_stay_out(tmp_path: Path) -> None:
@@ -122,7 +157,8 @@ def test_passwords_of_an_address_stay_out(tmp_path: Path) -> None:
 
 
 def test_every_number_is_recorded_once_with_its_time(first: SimpleNamespace) -> None:
-    assert set(first.run.data.metrics) == {"loss", "lr", "knn", "linear"}
+    beside = {"probe.digits.linear", "system/cpu_utilization_percentage"}
+    assert set(first.run.data.metrics) == {"loss", "lr", "knn", "linear"} | beside
     losses = first.client.get_metric_history(first.run.info.run_id, "loss")
     assert [metric.step for metric in losses] == list(range(300))
     assert losses[7].value == 9 / 8
@@ -166,6 +202,46 @@ def test_resumed_run_records_no_step_twice(first: SimpleNamespace) -> None:
     assert run.info.status == "FINISHED"
     assert run.data.params["learners.num_workers"] == "1"
     assert run.data.tags["changed.learners.num_workers"] == "2"
+
+    [start] = children(first.client, run)
+    assert (start.info.run_name, start.info.status) == ("resumed, start 2", "FINISHED")
+    told = {key: start.data.tags[key] for key in ("kind", "first_step", "last_step", "world.learners")}
+    assert told == {"kind": "start", "first_step": "50", "last_step": "89", "world.learners": "2"}
+    assert start.data.params == parameters(again)
+
+    third = Tracker(settings, run_directory, pytest.fail)  # and after a kill, which leaves a start open
+    eventually(lambda: len(children(first.client, run)) == 2)
+    first.client.update_run(start.info.run_id, status="RUNNING")
+    assert third.close("KILLED", 60) == []
+    Tracker(settings, run_directory, pytest.fail).close("FINISHED", 60)
+    assert [(found.info.run_name[-1], found.info.status) for found in children(first.client, run)] == [
+        ("2", "KILLED"),
+        ("3", "KILLED"),
+        ("4", "FINISHED"),
+    ]
+
+
+def children(client: Any, run: Any) -> list[Any]:
+    """The runs below one, the earliest first."""
+    below = f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
+    return list(client.search_runs([run.info.experiment_id], below, order_by=["start_time ASC"]))
+
+
+def test_runs_of_a_sweep_are_its_children(first: SimpleNamespace) -> None:
+    settings, directory = make(first.storage, "sweep")
+    parent = Tracker(settings, directory, pytest.fail, about.SWEEP, {"seed": 0, "sweep.seed": "0, 1"})
+    eventually(lambda: (directory / "mlflow.json").exists())
+    below = {"sweep": "sweep", "model": None}
+    for name in ("sweep-0", "sweep-1"):
+        child, run_directory = make(first.storage, name, tracking=below)
+        write(run_directory, range(2))
+        assert Tracker(child, run_directory, pytest.fail).close("FINISHED", 60) == []
+    assert parent.close("FINISHED", 60) == []
+    run = first.client.get_run(json.loads((directory / "mlflow.json").read_text())["run_id"])
+    assert (run.data.tags["kind"], run.data.params["sweep.seed"]) == ("sweep", "0, 1")
+    assert not run.inputs.dataset_inputs
+    assert [found.info.run_name for found in children(first.client, run)] == ["sweep-0", "sweep-1"]
+    assert {found.data.tags["sweep"] for found in children(first.client, run)} == {"sweep"}
 
 
 def test_deleted_run_is_begun_anew(first: SimpleNamespace) -> None:

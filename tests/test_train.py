@@ -1,19 +1,24 @@
-"""When learners ask whether they are to stop, without Ray."""
+"""When learners ask whether they are to stop, and when they draw what they see, without Ray."""
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray.train
+import torch
 from fakes import small, uses
 
-from genray import train
+from genray import grids, train
+from genray.course import Course
+from genray.learner import Learner
 from genray.plan import Plan
 from genray.rundir import RunDirectory
 from genray.train import Asked
+from genray.views import Renderer
 
 
 class Clock:
@@ -156,3 +161,23 @@ def test_the_other_learners_do_as_the_first_one_says(
     monkeypatch.setattr(train, "broadcast_from_rank_zero", told)
     found = wishes(Asked(run, plan, 0), plan, world, 9, step_s=0.01)
     assert found == ["go on", "go on", "save", *["go on"] * 5, "stop"]
+
+
+def test_grids_are_drawn_along_the_steps(tmp_path: Path) -> None:
+    config = small(storage_path=str(tmp_path), model={"backbone": "resnet18"}, tracking={"previews_every": 10})
+    learner, renderer = Learner(config, 0, torch.device("cpu")), Renderer(config, "cpu")
+    blocks = [renderer.block(ticket) for ticket in islice(Course(learner.plan).of_learner(0), 12)]  # of 2 steps each
+
+    def steps_drawn(begin: int) -> list[int]:
+        learner.step = begin
+        for _ in train._drawn(iter(blocks), learner):
+            learner.step += 3
+        return list(grids.drawn(RunDirectory.of(config).previews))
+
+    assert steps_drawn(0) == [0, 12, 21, 30]
+    first = grids.path_of(RunDirectory.of(config).previews, 0).read_bytes()
+    assert first.startswith(b"\x89PNG")
+    assert steps_drawn(24) == [0, 12, 21, 30, 42, 51]  # it goes on from a checkpoint
+    assert grids.path_of(RunDirectory.of(config).previews, 0).read_bytes() == first
+    learner.rank = 1
+    assert steps_drawn(60) == [0, 12, 21, 30, 42, 51]

@@ -157,7 +157,7 @@ def test_an_mlflow_server_that_was_away_gets_what_it_missed(tmp_path: Path) -> N
     assert run.stop() == 75
     client = MlflowClient(f"http://127.0.0.1:{port}")
     (experiment,) = [found for found in client.search_experiments() if found.name == "genray"]
-    (record,) = client.search_runs([experiment.experiment_id])
+    (record,) = client.search_runs([experiment.experiment_id], "tags.kind = 'run'")
     history = client.get_metric_history(record.info.run_id, "loss")
     os.killpg(server.pid, signal.SIGKILL)
     assert [(metric.step, metric.value) for metric in history] == [(r["step"], r["loss"]) for r in run.metrics()]
