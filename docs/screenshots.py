@@ -1,9 +1,9 @@
 """Pictures of MLflow's pages, for docs/mlflow.md: a store's runs as a browser shows them.
 
-    python docs/screenshots.py [--runs runs] [--experiment genray] [--sweep NAME]
+    python docs/screenshots.py --sweep NAME [--runs runs] [--experiment genray]
 
-Serves the store, opens its pages in headless Chromium, and writes docs/mlflow-….png. Needs chromium (Debian: `apt-get
-install chromium`) and the runs of an experiment, those of docs/mlflow.md for example.
+Serves the store, opens its pages in headless Chromium, and writes docs/mlflow-….png, the sweep's own picture among
+them. Needs chromium (Debian: `apt-get install chromium`) and a finished sweep, that of docs/mlflow.md for example.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -95,13 +96,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--experiment", default="genray")
-    parser.add_argument("--sweep", default=None)
+    parser.add_argument("--sweep", required=True)
     asked = parser.parse_args()
     store = tracking.beside(asked.runs)
     client = tracking.connect(store)
     experiment = client.get_experiment_by_name(asked.experiment).experiment_id
-    chosen = f"tags.sweep = '{asked.sweep}'" if asked.sweep else ""
-    runs = [run for run in client.search_runs([experiment], chosen) if run.data.tags.get("kind") == "run"]
+    chosen = f"tags.sweep = '{asked.sweep}' AND tags.kind = 'run'"
+    runs = list(client.search_runs([experiment], chosen))
     runs = [run for run in runs if run.info.status == "FINISHED"]
     with served(store) as base, page() as tab:
         quiet(tab, base)
@@ -116,6 +117,7 @@ def main() -> None:
         tab.open(f"{base}/experiments/{experiment}/runs/{runs[0].info.run_id}/model-metrics")
         tab.wait_for_text("alignment")
         _shoot(tab, "curves")
+    shutil.copy(asked.runs / asked.sweep / "compare.png", DOCS / "mlflow-sweep.png")
 
 
 def _shoot(tab: Page, name: str) -> None:

@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -422,10 +423,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return_unknown_args=True,
         config=(tyro.conf.OmitSubcommandPrefixes,),
     )
+    with told():
+        command(overrides)
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """End the process with a line and the exit code of `main` where the block fails in one of its ways."""
     from genray.fit import RunFailed, Stopped
 
     try:
-        command(overrides)
+        yield
     except UserError as error:
         _fail(str(error), 2)
     except RunFailed as error:

@@ -229,12 +229,15 @@ def _path(location: tuple[int | str, ...]) -> str:
     """The dotted path of an error, without the names of union members that pydantic puts in between."""
     owners: list[Any] = [Config]
     path: list[str] = []
+    told = False  # whether the kind of the section that was entered last has been passed
     for step in location:
         known = {name: hint for owner in owners for name, hint in _hints(owner).items()}
         if isinstance(step, str) and step in known:
-            owners = [member for member in _members(known[step]) if is_dataclass(member)]
+            owners, told = [member for member in _members(known[step]) if is_dataclass(member)], False
             path.append(step)
-        elif isinstance(step, int) or (owners and not any(step in _kinds_of(owner) for owner in owners)):
+        elif not told and any(step in _kinds_of(owner) for owner in owners):
+            told = True
+        elif isinstance(step, int) or owners:
             path.append(str(step))
     return ".".join(path)
 

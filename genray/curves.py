@@ -117,7 +117,8 @@ def contrast(found: Sequence[Group], by: Sequence[str], keys: Sequence[str], pat
     the groups stand beside each other. What the untrained encoder and raw pixels reach is a dashed line.
     """
     axis = next((place for place in range(len(by)) if _is_axis(found, place)), None)
-    made, panels = figure(len(keys), 1, width=max(4.6, 0.5 * len(found)), height=3.6)
+    longest = max((len(compare.label(value)) for group in found for value in group.values), default=0)
+    made, panels = figure(len(keys), 1, width=max(4.6, (0.2 + 0.075 * longest) * len(found)), height=3.6)
     for axes, key in zip(panels, keys, strict=True):
         scale = 100 if compare.is_share(key) else 1
         if axis is None:

@@ -120,7 +120,7 @@ def children(source: str, name: str, chosen: Sequence[Overrides], overrides: Seq
     silent = {} if any(text.startswith("--tracking.model") for text in overrides) else {"tracking.model": None}
     made = []
     for values in chosen:
-        own = {"name": f"{name}-{_title(values)}", "tracking.sweep": name}
+        own = {"name": f"{name}-{title(values)}", "tracking.sweep": name}
         made.append(configure.load(source, overrides, {**silent, **values, **own}))
     names = [config.name for config in made]
     if twice := sorted({one for one in names if names.count(one) > 1}):
@@ -128,14 +128,14 @@ def children(source: str, name: str, chosen: Sequence[Overrides], overrides: Seq
     return made
 
 
-def _title(values: Overrides) -> str:
-    """The last words of the fields and their values; of a long one the start and a digest."""
-    lasts = [path.rpartition(".")[2] for path in values]
+def title(values: Overrides) -> str:
+    """The name of a run by its overrides: the fields' last words and values; of a long one the start and a digest."""
+    lasts = [path.removesuffix(".kind").rpartition(".")[2] for path in values]
     parts = [
         f"{last if lasts.count(last) == 1 else path}={label(value)}"
         for last, (path, value) in zip(lasts, values.items(), strict=True)
     ]
-    title = re.sub(r"[^\w.=+-]+", "_", "-".join(parts)).strip("_") or "all"
-    if len(title) <= LONGEST:
-        return title
-    return f"{title[:LONGEST]}-{hashlib.sha256(title.encode()).hexdigest()[:8]}"
+    found = re.sub(r"[^\w.=+-]+", "_", "-".join(parts)).strip("_") or "all"
+    if len(found) <= LONGEST:
+        return found
+    return f"{found[:LONGEST]}-{hashlib.sha256(found.encode()).hexdigest()[:8]}"

@@ -49,7 +49,6 @@ def runs(tmp_path: Path) -> tuple[str, list[str]]:
     return client.get_run(found[0]).info.experiment_id, found
 
 
-@pytest.mark.slow
 def test_the_page_that_compares_runs(screenshots: Any, runs: tuple[str, list[str]], tmp_path: Path) -> None:
     experiment, ids = runs
     with screenshots.served(tracking.beside(tmp_path)) as base, screenshots.page() as tab:

@@ -1,0 +1,159 @@
+"""The paper's findings: which runs are made, and what the page says of them. Nothing is trained."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from genray import sweep
+from genray.compare import Found
+from genray.sources import listing
+
+ROOT = Path(__file__).parent.parent
+TAGS = {"world.cpus": "2", "world.gpus": "0", "genray.version": "1", "ray.version": "2", "torch.version": "3"}
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Any]]:
+    for directory in ("jobs", "docs"):
+        monkeypatch.syspath_prepend(ROOT / directory)
+    yield importlib.import_module("reproduce"), importlib.import_module("findings")
+    for name in ("reproduce", "findings"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def reproduce(modules: tuple[Any, Any]) -> Any:
+    return modules[0]
+
+
+@pytest.fixture
+def page(modules: tuple[Any, Any]) -> Any:
+    return modules[1]
+
+
+@pytest.fixture
+def few(reproduce: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = reproduce.write_real_images
+    monkeypatch.setattr(reproduce, "write_real_images", lambda directory: write(directory, 100))
+
+
+def found(name: str, linear: float, speed: float = 800.0, steps: int = 400) -> Found:
+    metrics = {"final.trained.linear": linear, "final.trained.knn": linear / 2, "median.images_per_s": speed}
+    floors = {f"final.{of}.{probe}": 0.25 for of in ("untrained", "raw_pixels") for probe in ("knn", "linear")}
+    return Found(name, {"training.steps": str(steps)}, {**metrics, **floors, "seconds.total": 120.0}, TAGS)
+
+
+def results(reproduce: Any, linear: dict[str, float], spread: float = 0.01) -> dict[str, Found]:
+    """Three runs of each way, around the value given for its title."""
+    ways = [way for finding in reproduce.FINDINGS.values() for way in finding.ways]
+    ways.sort(key=lambda way: way.title in linear)  # of ways that share their runs those with a value come last
+    return {
+        way.name(seed): found(way.name(seed), linear.get(way.title, 0.5) + (seed - 1) * spread)
+        for way in ways
+        for seed in reproduce.SEEDS
+    }
+
+
+def test_every_run_is_a_configuration_and_is_made_once(reproduce: Any, few: None, tmp_path: Path) -> None:
+    ways = [way for finding in reproduce.FINDINGS.values() for way in finding.ways]
+    made = reproduce.configs(ways, [0, 1], ["--storage_path", str(tmp_path), "--training.steps", "20"])
+    assert {config.name for config in made} == {way.name(seed) for way in ways for seed in (0, 1)}
+    assert len({json.dumps({**config.to_dict(), "name": ""}) for config in made}) == len(made) < 2 * len(ways)
+    assert {config.training.steps for config in made} == {20}
+    assert {config.tracking.experiment for config in made} == {"findings"}
+    real = next(config.source.directory for config in made if config.source.kind == "images")
+    assert Path(real) == tmp_path / "findings-real"
+    assert len(listing.listing(real).files) == 100
+    assert sorted(path.name for path in Path(real).iterdir()) == sorted(map(str, range(10)))
+
+
+def test_equally_long_runs_have_as_many_more_updates_as_they_are_faster(reproduce: Any) -> None:
+    runs = results(reproduce, {})
+    for way, speed in zip(reproduce.FINDINGS["reuse"].ways, (800.0, 1000.0, 1200.0, 1230.0), strict=True):
+        for seed in reproduce.SEEDS:
+            runs[way.name(seed)] = found(way.name(seed), 0.5, speed + 100 * (seed - 1))
+    longer = reproduce.equally_long(runs, reproduce.SEEDS, 400)
+    assert [way.settings.get("training.steps") for way in longer.ways] == [None, 500, 600, 620]
+    assert longer.ways[1].settings["stream.reuse"] == 2
+
+
+def test_runs_of_the_second_part_follow_from_the_first(
+    reproduce: Any, few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept: list[set[str]] = []
+
+    def train(name: str, configs: list[Any], **more: Any) -> sweep.Outcome:
+        swept.append({config.name for config in configs})
+        return sweep.Outcome({}, {})
+
+    runs = results(reproduce, {})
+    for seed in (0, 1):
+        name = reproduce.FINDINGS["reuse"].ways[1].name(seed)
+        runs[name] = found(name, 0.5, 1600.0)
+    monkeypatch.setattr(reproduce.sweep, "sweep", train)
+    monkeypatch.setattr(reproduce, "results", lambda config: runs)
+    storage = ["--storage_path", str(tmp_path)]
+    reproduce.main(["--findings", "reuse", "--seeds", "0", "1", "--page", "", *storage])
+    assert swept[0] == {way.name(seed) for way in reproduce.FINDINGS["reuse"].ways for seed in (0, 1)}
+    assert "findings-reuse=2-steps=800-seed=1" in swept[1]
+
+
+def test_a_failed_run_is_told_in_a_line(
+    reproduce: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log"
+    log.write_text("it broke\n")
+    monkeypatch.setattr(reproduce.sweep, "sweep", lambda name, configs, **more: sweep.Outcome({}, {"one": log}))
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main(["--findings", "latent", "--seeds", "0", "--storage_path", str(tmp_path)])
+    assert ended.value.code == 1
+    assert "genray: 1 of 1 runs failed, the first one: it broke" in capsys.readouterr().err
+
+
+def test_a_difference_is_judged_by_its_standard_error(reproduce: Any, page: Any) -> None:
+    claim = page.Claim("", ("gaussian",), "steered")
+    runs = results(reproduce, {"gaussian": 0.8, "steered": 0.7})
+    latent = page.record({"latent": reproduce.FINDINGS["latent"]}, reproduce.SEEDS, runs)["findings"]["latent"]
+    groups = page.groups(latent)
+    assert claim.verdict(groups) == "+10.0 ± 0.8 points: agrees"  # sqrt(2 · .01² / 3)
+    assert page.Claim("", ("steered",), "gaussian", at_least=True).verdict(groups).endswith("**does not agree**")
+    assert page.Claim("", ("gaussian", "steered"), "navigator").verdict(groups).startswith("+30.0")
+    near = page.Claim("", ("gaussian",), "gaussian")
+    assert near.verdict(groups) == "+0.0 ± 0.8 points: not decided"
+    assert page.Claim("", ("gaussian",), "gaussian", at_least=True).verdict(groups).endswith("no difference seen")
+    assert page.Claim("", ("other",), "gaussian").verdict(groups) is None
+
+
+def test_every_claim_is_of_ways_that_are_trained(reproduce: Any, page: Any) -> None:
+    findings = {**reproduce.FINDINGS, "wall": reproduce.FINDINGS["reuse"]}
+    assert page.CLAIMS.keys() == findings.keys()
+    for key, claims in page.CLAIMS.items():
+        titles = {way.title for way in findings[key].ways}
+        assert all({*claim.better, claim.worse} <= titles for claim in claims)
+
+
+def test_the_page_has_every_way_and_every_claim(reproduce: Any, page: Any, tmp_path: Path) -> None:
+    runs = results(reproduce, {"Tz + Tx, SimCLR": 0.8123})
+    findings = dict(reproduce.FINDINGS)
+    page.write(tmp_path, page.record(findings, reproduce.SEEDS, runs))
+    text = (tmp_path / "findings.md").read_text()
+    for key, finding in findings.items():
+        assert (tmp_path / f"findings-{key}.png").stat().st_size > 1000
+        assert all(f"| {way.title} |" in text for way in finding.ways)
+        assert all(claim.text in text for claim in page.CLAIMS[key])
+    assert "| Tz + Tx, SimCLR | the preset | 3 | 400 | 40.6% ± 0.5 | 81.2% ± 1.0 | 2.0 |" in text
+    assert "untrained 25.0% ± 0.0 by kNN" in text
+
+
+def test_the_page_is_that_of_its_figures(page: ModuleType) -> None:
+    recorded = json.loads((ROOT / "docs" / "findings.json").read_text())
+    assert page.page(recorded) == (ROOT / "docs" / "findings.md").read_text()
+    assert all((ROOT / "docs" / f"findings-{key}.png").exists() for key in recorded["findings"])
