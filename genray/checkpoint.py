@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genray import records
+from genray import records, storage
 from genray.rundir import RunDirectory, write_atomically
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ def last(run_directory: Path) -> Path | None:
     Committed are those in Ray Train's list: the reports before them have been recorded too. Where there is no list,
     it is those that follow upon the last record.
     """
+    if stored := storage.of(run_directory):
+        stored.pull_checkpoints()
     return next((path for path in reversed(_committed(run_directory)) if is_whole(path)), None)
 
 
@@ -86,16 +88,22 @@ def tidy(run_directory: Path, keep: int) -> list[Path]:
     Returns:
         The checkpoints that were not whole, which are gone.
     """
+    if stored := storage.of(run_directory):
+        stored.pull_checkpoints()
     found = [path for path in run_directory.glob("checkpoint_*") if path.is_dir()]
     broken = [path for path in found if not is_whole(path)]
     snapshot = run_directory / RAY_STATE
     if not _names(snapshot) <= {path.name for path in found if path not in broken}:
         snapshot.unlink()
+        if stored:
+            stored.remove(snapshot.name)
     kept = [path for path in _committed(run_directory) if path not in broken][-keep:]
     kept += [path for path in found if path.name in _names(snapshot)]
     for path in found:
         if path not in kept:
             shutil.rmtree(path)
+            if stored:
+                stored.remove(path.name)
     return broken
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from genray import configure
+from genray import configure, storage
 from genray.navigate import Navigating, navigate
 from genray.probes.settings import ProbeName
 from genray.settings import UserError
@@ -174,7 +174,7 @@ class Evaluate:
         if not self.shots or min(self.shots) < 1:
             raise UserError(f"--shots must be numbers of at least 1, got {list(self.shots)}")
         _writable(self.out)
-        path, plain = Path(self.backbones[0]), Evaluate(self.backbones[:1], out=self.out)
+        path, plain = Path(storage.here(self.backbones[0])), Evaluate(self.backbones[:1], out=self.out)
         if self == plain and is_run(RunDirectory(path)):
             report = evaluate_run(path, _tell)
             _print_probes(report)
@@ -241,8 +241,8 @@ class Compare:
 class Export:
     """Write a run's backbone as a directory that timm loads, and as torchvision's ResNet where it is one."""
 
-    run: Positional[Path]
-    """Run directory."""
+    run: Positional[str]
+    """Run directory, or its address."""
     to: Path | None = None
     """Where to; the run's export/ where it is not given."""
 
@@ -250,7 +250,7 @@ class Export:
         from genray.runs import export_run
 
         _no_overrides(overrides)
-        for line in export_run(self.run, self.to):
+        for line in export_run(Path(storage.here(self.run)), self.to):
             print(line)
 
 
@@ -354,15 +354,15 @@ class Navigate:
 class List:
     """Show the runs of a directory and their state."""
 
-    directory: Positional[Path] = Path("runs")
-    """Directory that holds the runs."""
+    directory: Positional[str] = "runs"
+    """Directory that holds the runs, or the address of a store's."""
 
     def __call__(self, overrides: Sequence[str]) -> None:
         from genray.rundir import runs
 
         _no_overrides(overrides)
-        if not self.directory.is_dir():
-            raise UserError(f"the directory must exist, got {str(self.directory)!r}")
+        if not storage.is_url(self.directory) and not Path(self.directory).is_dir():
+            raise UserError(f"the directory must exist, got {self.directory!r}")
         rows = [run.state() for run in runs(self.directory)]
         width = max((len(row["name"]) for row in rows), default=4)
         lines = [f"{'run':{width}}  {'state':9}  {'step':>13}  {'loss':>7}  {'kNN':>6}"]

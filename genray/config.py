@@ -244,7 +244,9 @@ class Config:
     name: str
     """Name of the run and of its directory; the same name again resumes it."""
     storage_path: str = "runs"
-    """Directory that holds the runs; on a cluster, one that all nodes see."""
+    """Directory that holds the runs, on a cluster one that all nodes see; or the address of a bucket,
+    `s3://BUCKET/runs`.
+    """
     placement: Literal["auto", "labels", "anywhere"] = "auto"
     """Which nodes of a cluster are used. `labels`: those with ray-subcluster=generator for generators, those with
     genray-role=learner for learners. `anywhere`: all but those with ray-subcluster, which Ray sets apart. `auto`: by

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pydantic import ValidationError
 
+from genray import storage
 from genray.config import ADAPTER, Config, check
 from genray.probes.settings import absolute
 from genray.settings import ConfigError
@@ -37,14 +38,18 @@ def load(source: str, overrides: Sequence[str] = (), chosen: Mapping[str, Any] |
     Raises:
         ConfigError: the source does not exist or cannot be read, or a value breaks a rule.
     """
-    values = _read(source)
-    if source not in presets() and Path(source).is_dir():
+    values = _read(storage.here(source))
+    if storage.is_url(source):
+        values["storage_path"], _ = storage.parted(source)
+    elif source not in presets() and Path(source).is_dir():
         values["storage_path"] = str(Path(source).absolute().parent)  # wherever the run has been moved to
     values = _override(_with_kinds(values), {**parse_overrides(overrides), **(chosen or {})})
     values.setdefault("name", f"{Path(source).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
     config = build(values)
     if config.probe.data is not None:
         config = replace(config, probe=replace(config.probe, data=absolute(config.probe.data)))
+    if storage.is_url(config.storage_path):
+        return settled(config)
     return settled(replace(config, storage_path=str(Path(config.storage_path).expanduser().absolute())))
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genray import processes, records
+from genray import processes, records, storage
 from genray.course import Ticket
 from genray.generators import BadImages
 from genray.settings import UserError
@@ -39,6 +39,7 @@ class StartFailed(Exception):
 def note(log: Path, fault: str, **facts: Any) -> None:
     """Append one line to a run's faults.jsonl."""
     records.append(log, {"time": time.time(), "fault": fault, "host": socket.gethostname(), **facts})
+    storage.carry(log, log.parent)
 
 
 def counts(log: Path) -> dict[str, int]:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from genray import cluster, curves, faults, job, nodetypes, placement, processes, records, system
+from genray import cluster, curves, faults, job, mirror, nodetypes, placement, processes, records, storage, system
 from genray.config import Config
 from genray.console import Progress
 from genray.placement import LEARNER_NODE
@@ -76,6 +76,7 @@ def fit(
     from genray import tune
 
     started = started or time.time()
+    RunDirectory.of(config).take_up()
     config = tune.settle(config, address, say)
     plan, run = Plan.of(config), RunDirectory.of(config)
     run.claim(config)
@@ -90,7 +91,8 @@ def fit(
             return cast("dict[str, Any]", report)
         fetch(config)
         data.check(config.probe)
-        return _fit(config, plan, run, address, say, started)
+        with mirror.mirrored(run.path) as brought:
+            return _fit(config, plan, run, address, say, started, brought)
 
 
 def dry_run(
@@ -111,6 +113,7 @@ def dry_run(
         UserError: the request cannot be run as it stands.
     """
     plan, run = Plan.of(config), RunDirectory.of(config)
+    run.take_up()
     for line in plan.lines(config):
         say(line)
     data.check(config.probe)
@@ -129,7 +132,13 @@ def dry_run(
 
 
 def _fit(
-    config: Config, plan: Plan, run: RunDirectory, address: str | None, say: Callable[[str], None], started: float
+    config: Config,
+    plan: Plan,
+    run: RunDirectory,
+    address: str | None,
+    say: Callable[[str], None],
+    started: float,
+    brought: Callable[[], None],
 ) -> dict[str, Any]:
     _clear_up(config, run, say)
     progress = Progress(run.metrics, plan.steps, log=run.faults)
@@ -152,6 +161,7 @@ def _fit(
                 if "stopped" in returned:
                     raise Asked(stopping.number or signal.SIGTERM)
                 hardware = cluster.hardware()
+        brought()
         report = report_of(config, run, marks | returned["marks"], returned["probes"])
         report |= {"hardware": hardware, "mlflow": tracker.url()}
         run.undelivered.touch()  # until MLflow has all
@@ -277,7 +287,7 @@ def _trainer(config: Config, loop: Callable[[dict[str, Any]], Any], arguments: d
     from genray.recorder import Recorder
     from genray.shares import Nothing, Shares
 
-    learners, by_labels = config.learners, cluster.by_labels(config)
+    learners, by_labels, run = config.learners, cluster.by_labels(config), RunDirectory.of(config).path
     few, many = learners.bounds
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(START_TIMEOUT_S if few == many else RESIZE_TIMEOUT_S)
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(learners.hang_timeout_s)
@@ -298,7 +308,7 @@ def _trainer(config: Config, loop: Callable[[dict[str, Any]], Any], arguments: d
         ),
         run_config=ray.train.RunConfig(
             name=config.name,
-            storage_path=str(RunDirectory.of(config).path.parent),
+            storage_path=config.storage_path if storage.is_url(config.storage_path) else str(run.parent),
             failure_config=ray.train.FailureConfig(
                 max_failures=-1,  # the recorder counts those without progress
                 controller_failure_limit=STARTS,

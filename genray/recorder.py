@@ -8,12 +8,13 @@ from __future__ import annotations
 import time
 import traceback
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ray.train import Checkpoint, UserCallback
 
-from genray import balance, faults, processes, records, telemetry
+from genray import balance, faults, processes, records, storage, telemetry
 from genray import checkpoint as checkpoints
 from genray.config import Config
 from genray.rundir import RunDirectory
@@ -57,6 +58,10 @@ class Recorder(UserCallback):
         if checkpoint is not None:
             self.failures = 0
             records.settle(self.run.metrics, self.run.batches)
+            if stored := storage.of(self.run.path):
+                with suppress(UserError):  # the store is away; the mirror carries them when it is back
+                    stored.put(self.run.metrics, self.run.metrics.name)
+                    stored.put(self.run.batches, self.run.batches.name)
         if not metrics or "step" not in metrics[0]:
             return
         batches = [record.pop("batches", []) for record in metrics]

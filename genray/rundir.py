@@ -7,12 +7,12 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genray import records
+from genray import records, storage
 from genray.config import MAY_CHANGE, Config
 from genray.configure import build, differences
 from genray.settings import ConfigError, UserError
@@ -26,7 +26,10 @@ class RunDirectory:
 
     @classmethod
     def of(cls, config: Config) -> RunDirectory:
-        return cls(Path(config.storage_path).absolute() / config.name)
+        found = cls(storage.directory(config.storage_path) / config.name)
+        if storage.is_url(config.storage_path):
+            found.path.mkdir(parents=True, exist_ok=True)
+        return found
 
     @property
     def config(self) -> Path:
@@ -97,6 +100,24 @@ class RunDirectory:
     def lock(self) -> Path:
         return self.path / "run.lock"
 
+    def asked_to_stop(self) -> bool:
+        """Whether the run has been asked to stop, by a file here or in its store."""
+        if self.stop.exists():
+            return True
+        with suppress(UserError):  # the store is away: who asks will ask again
+            return (stored := storage.of(self.path)) is not None and stored.exists(storage.STOP)
+        return False
+
+    def take_up(self) -> None:
+        """Before anything is read here: make it what the store has of the run, if it is in one.
+
+        Raises:
+            UserError: the run is in progress, or the store does not answer.
+        """
+        if stored := storage.of(self.path):
+            with self.locked():
+                stored.take_up(anew=True)
+
     def claim(self, config: Config) -> None:
         """Make the directory this configuration's, or refuse: writes config.json.
 
@@ -109,6 +130,8 @@ class RunDirectory:
                 if self.has_begun():
                     self._refuse_changes(config)
                 write_atomically(self.config, json.dumps(config.to_dict(), indent=2) + "\n")
+                if stored := storage.of(self.path):
+                    stored.begin()
         except OSError as error:
             raise UserError(
                 f"storage_path must be a directory that can be written, got {config.storage_path!r} ({error.strerror})"
@@ -139,18 +162,20 @@ class RunDirectory:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise UserError(f"name must not be that of a run in progress, got {self.path.name!r}") from None
-            yield
+            stored = storage.of(self.path)
+            with stored.driven() if stored else nullcontext():
+                yield
 
     def in_progress(self) -> bool:
         """Whether some process drives the run now; only looks, so that a run of another user's can be listed too."""
-        if not self.lock.exists():
-            return False
-        with self.lock.open() as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+        if self.lock.exists():
+            with self.lock.open() as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return True
+        stored = storage.of(self.path)
+        return stored is not None and stored.driver() is not None
 
     def state(self) -> dict[str, Any]:
         """`name`, `state` (finished, running, resumable, started), `step`, `steps`, `loss` and, once known, `knn`."""
@@ -173,9 +198,13 @@ class RunDirectory:
         return "resumable" if any(self.path.glob("checkpoint_*/checkpoint.json")) else "started"
 
 
-def runs(storage_path: Path) -> list[RunDirectory]:
-    """The runs of a directory, the latest last."""
-    found = [RunDirectory(path.parent) for path in storage_path.glob("[!.]*/config.json")]
+def runs(storage_path: str) -> list[RunDirectory]:
+    """The runs of a storage path, the latest last."""
+    if storage.is_url(storage_path):
+        there = [storage.below(storage_path, name) for name in storage.names(storage_path)]
+        found = [RunDirectory(Path(storage.here(address))) for address in there]
+    else:
+        found = [RunDirectory(path.parent) for path in Path(storage_path).glob("[!.]*/config.json")]
     return sorted(filter(is_run, found), key=lambda run: run.config.stat().st_mtime)
 
 

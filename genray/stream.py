@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from genray import processes, telemetry
+from genray import processes, storage, telemetry
 from genray.config import Config
 from genray.course import Course
 from genray.faults import Attempts, NotCounted, TicketFailed, starting
@@ -47,6 +47,7 @@ class PoolGenerator:
         self.name, self.config, self.course = config.name, config.generators, course
         run = RunDirectory.of(config)
         processes.note(run.processes, "generator")
+        storage.carry(run.faults, run.path)  # what a watchdog wrote when it killed the one before
         self.attempts = Attempts(run.attempts / execution, run.faults, self.config.max_attempts, deaths=True)
         self.watchdog = Watchdog(self.config.ticket_timeout_s, run.faults)
         self.warm, self.longest = False, 0.0

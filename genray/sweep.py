@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from genray import about, cluster, compare, curves, placement, records
+from genray import about, cluster, compare, curves, placement, records, storage
 from genray.compare import Found
 from genray.config import Config
 from genray.fit import CLOSING_S, RunFailed, Stopped
@@ -74,7 +74,7 @@ def sweep(
     """
     if not configs:
         raise ConfigError("a sweep must have runs, got none")
-    directory = Path(configs[0].storage_path).absolute() / name
+    directory = storage.directory(configs[0].storage_path) / name
     run = RunDirectory(directory)
     if run.config.exists():
         raise ConfigError(f"--name must be new for a sweep, got {name!r}, which is a run")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from genray import about, grids
+from genray import about, grids, storage
 from genray.about import public
 from genray.config import Config
 from genray.configure import differences
@@ -262,7 +262,7 @@ class Tracker:
             experiment_id = experiment.experiment_id
         else:
             # A bare SQLite store would put artifacts into the directory the command happened to be run in.
-            artifacts = str(Path(self._config.storage_path).absolute() / "mlartifacts")
+            artifacts = str(storage.directory(self._config.storage_path) / "mlartifacts")
             location = artifacts if self._uri == _own_store(self._config) else None
             experiment_id = client.create_experiment(name, artifact_location=location, tags=_FOR_TRAINING)
         run = client.create_run(experiment_id, run_name=self._config.name)
@@ -351,7 +351,7 @@ def beside(storage: Path) -> str:
 
 
 def _own_store(config: Config) -> str:
-    return beside(Path(config.storage_path))
+    return beside(storage.directory(config.storage_path))
 
 
 def _values(record: Record) -> Iterator[tuple[str, float]]:

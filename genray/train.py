@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import ray.train
 from ray.train.collective import barrier, broadcast_from_rank_zero
 
-from genray import processes, stream
+from genray import processes, storage, stream
 from genray.config import Config
 from genray.course import Course
 from genray.plan import Plan
 from genray.probes import beside
 from genray.probes.settings import DIGITS
 from genray.rundir import RunDirectory
+from genray.settings import UserError
 from genray.views import Block
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
     from genray.export import export_run
 
     export_run(learner.encoder.state_dict(), config, run.export, learner.policy.size)
+    storage.carry(run.export, run.path)
     probes = final_probes(learner) if config.probe.data else {}
     return {"marks": {"learner started": started, **learner.marks}, "probes": probes}
 
@@ -102,7 +105,7 @@ class Asked:
         now = time.monotonic()
         per_step = (now - self.at) / (step - self.seen)
         self.seen, self.at = step, now
-        if self.run.stop.exists():
+        if self.run.asked_to_stop():
             return "stop", step
         if preempted:
             return "save", step + max(1, round(SAVE_EVERY_S / per_step))
@@ -176,5 +179,7 @@ def _drawn(blocks: Iterator[Block], learner: Learner) -> Iterator[Block]:
         if learner.rank == 0 and learner.step >= due:
             few = {name: column[:PREVIEWED] for name, column in block.items()}
             preview.save(grids.path_of(directory, learner.step), few["views"], learner.images(few))
+            with suppress(UserError):  # a picture is not worth a run
+                storage.carry(grids.path_of(directory, learner.step), directory.parent)
             due = (learner.step // every + 1) * every
         yield block

@@ -70,7 +70,7 @@ def read_layout(directory: Path) -> Layout:
 
 
 def cache_directory(name: str) -> Path:
-    """Where the published weights of this name are kept: below $GENRAY_CACHE, else ~/.cache/genray."""
+    """What this machine keeps under a name, published weights among it: below $GENRAY_CACHE, else ~/.cache/genray."""
     return Path(os.environ.get("GENRAY_CACHE") or Path.home() / ".cache" / "genray") / name
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from genray import storage
 from genray.augment import MEAN, STD, normalise
 from genray.probes.pixels import INTERPOLATIONS, Geometry
 from genray.settings import UserError
@@ -87,7 +88,7 @@ def load(name: str, weights: Path | None = None, size: int | None = None) -> Bac
         elif kind == "torchvision" and colon:
             found = _torchvision(rest, weights, not untrained)
         else:
-            path = Path(name.removeprefix("untrained:") if untrained else name)
+            path = Path(storage.here(name.removeprefix("untrained:") if untrained else name))
             found = _directory(path, not untrained)
     found.name = name
     if size is not None:

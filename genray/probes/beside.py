@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genray import faults, processes, records
+from genray import faults, processes, records, storage
 from genray.config import Config
 from genray.placement import LEARNER_NODE
 from genray.rundir import RunDirectory
@@ -43,12 +43,14 @@ class Beside:
         run = RunDirectory.of(self.config)
         processes.note(run.processes, "probes")
         try:
-            step, found = judge_checkpoint(self.config, Path(checkpoint.path))
+            with checkpoint.as_directory() as directory:
+                step, found = judge_checkpoint(self.config, Path(directory))
         except Exception as error:  # Ray Train notes it in a log of its own, and goes on
             if not isinstance(error, Stopped):
                 faults.note(run.faults, "probes failed", error=str(error) or type(error).__name__)
             raise
         records.append(run.probes, {"step": step, "time": time.time(), **found})
+        storage.carry(run.probes, run.path)
         return found
 
 
@@ -70,7 +72,7 @@ def judge_checkpoint(config: Config, directory: Path) -> tuple[int, dict[str, fl
     backbone, images = of_learner(learner), while_it_lasts(probe)
 
     def unless_stopped(*_: Any) -> None:
-        if run.stop.exists():
+        if run.asked_to_stop():
             raise Stopped
 
     backbone.module.register_forward_pre_hook(unless_stopped)

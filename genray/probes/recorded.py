@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from genray import records, tracking
+from genray import records, storage, tracking
 from genray.config import Config
 from genray.rundir import RunDirectory
 
@@ -27,6 +27,8 @@ def record(config: Config, path: Path, step: int, data: str, found: Mapping[str,
     run = RunDirectory(path)
     metrics = metrics_of(data, found)
     records.append(run.probes, {"step": step, "time": time.time(), **metrics})
+    if (stored := storage.of(path)) and not run.in_progress():
+        stored.put(run.probes, run.probes.name)
     if not config.tracking.mlflow:
         return f"recorded in {run.probes}"
     if run.in_progress():  # its driver follows the file

@@ -1,0 +1,292 @@
+"""Runs on an object store: what lies where, and how another machine goes on; the store is a real S3 server."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import boto3
+import pytest
+from fakes import small
+from harness import Run
+from moto.server import ThreadedMotoServer
+
+from genray import checkpoint, configure, faults, records, storage
+from genray.cli import main
+from genray.mirror import Mirror, mirrored
+from genray.rundir import RunDirectory, runs
+from genray.settings import UserError
+
+BUCKET = "genray-test"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The address of an S3 server."""
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
+    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    yield f"{host}:{port}"
+    running.stop()
+
+
+@pytest.fixture
+def url(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """A storage path in a bucket of its own."""
+    for name, value in {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "word", "AWS_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    bucket = f"{BUCKET}-{abs(hash(tmp_path)):x}"
+    boto3.client("s3", endpoint_url=f"http://{server}", region_name="us-east-1").create_bucket(Bucket=bucket)
+    go_to(monkeypatch, tmp_path, "first")
+    return f"s3://{bucket}/all/runs?endpoint_override=http://{server}&region=us-east-1"
+
+
+def go_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine: str) -> Path:
+    """Be on another machine from here on: none of the files on the one before can be seen."""
+    home = tmp_path / machine
+    monkeypatch.setenv("GENRAY_CACHE", str(home))
+    return home
+
+
+def begun(url: str, name: str = "run") -> RunDirectory:
+    run = RunDirectory.of(config := small(name=name, storage_path=url))
+    run.take_up()
+    run.claim(config)
+    return run
+
+
+@contextmanager
+def driven(run: RunDirectory) -> Iterator[Callable[[], None]]:
+    """As a driver does; yields what carries at once."""
+    with run.locked(), mirrored(run.path) as brought:
+        yield brought
+
+
+def checkpointed(run: RunDirectory, step: int) -> None:
+    """What Ray Train leaves in a store."""
+    stored = storage.of(run.path)
+    assert stored is not None
+    draft = run.path / "draft"
+    draft.mkdir()
+    content = {"step": step, "window": {"steps": 0, "loss": 0.0, "batches": []}, "files": {}}
+    state = {**content, "checksum": checkpoint._checksum_of(content)}
+    (draft / checkpoint.STATE).write_text(json.dumps(state))
+    stored.put(draft / checkpoint.STATE, f"checkpoint_{step}/{checkpoint.STATE}")
+    shutil.rmtree(draft)
+
+
+def test_addresses_keep_their_options() -> None:
+    url = "s3://bucket/runs?region=x"
+    assert storage.below(url, "first") == "s3://bucket/runs/first?region=x"
+    assert storage.parted("s3://bucket/runs/first?region=x") == (url, "first")
+    assert storage.parted(storage.below("gs://b/", "r")) == ("gs://b", "r")
+
+
+def test_a_directory_is_its_own_and_has_no_store(tmp_path: Path) -> None:
+    run = RunDirectory.of(small(name="run", storage_path=str(tmp_path)))
+    assert run.path == tmp_path / "run"
+    assert storage.of(run.path) is None
+    run.claim(small(name="run", storage_path=str(tmp_path)))
+    with mirrored(run.path):
+        faults.note(run.faults, "one")
+    assert {path.name for path in run.path.iterdir()} == {"config.json", "run.lock", "faults.jsonl"}
+
+
+def test_another_machine_finds_the_records_and_goes_on_with_them(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begun(url)
+    with driven(run):
+        records.append(run.metrics, {"step": 4, "loss": 1.0})
+        (run.path / "processes-host.jsonl").write_text("{}\n")
+    go_to(monkeypatch, tmp_path, "second")
+    there = begun(url)
+    assert there.path != run.path
+    assert records.read(there.metrics) == [{"step": 4, "loss": 1.0}]
+    assert not list(there.path.glob("processes-*"))
+    with driven(there):
+        records.append(there.metrics, {"step": 8, "loss": 0.5})
+    go_to(monkeypatch, tmp_path, "first")
+    assert [record["step"] for record in records.read(begun(url).metrics)] == [4, 8]
+
+
+def test_what_a_killed_driver_had_not_carried_is_carried_by_the_next_one(url: str) -> None:
+    run = begun(url)
+    records.append(run.metrics, {"step": 4})
+    again = begun(url)
+    assert records.read(again.metrics) == [{"step": 4}]
+    with driven(again):
+        pass
+    stored = storage.of(run.path)
+    assert stored is not None
+    assert json.loads(stored.read("metrics.jsonl") or b"") == {"step": 4}
+
+
+def test_a_run_that_was_deleted_from_the_store_is_a_new_one(url: str, server: str) -> None:
+    run = begun(url)
+    with driven(run):
+        records.append(run.metrics, {"step": 4})
+    stored = storage.of(run.path)
+    assert stored is not None
+    for name in stored.files():
+        stored.remove(name)
+    assert not begun(url).metrics.exists()
+
+
+def test_other_settings_are_refused_on_another_machine(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begun(url)
+    with driven(run):
+        records.append(run.metrics, {"step": 4})
+    go_to(monkeypatch, tmp_path, "second")
+    other = small(name="run", storage_path=url, seed=7)
+    there = RunDirectory.of(other)
+    there.take_up()
+    with pytest.raises(UserError, match="name must be new for a run with other settings"):
+        there.claim(other)
+
+
+def test_a_second_driver_is_refused_until_the_first_is_dead(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begun(url)
+    with run.locked():
+        go_to(monkeypatch, tmp_path, "second")
+        there = RunDirectory.of(small(name="run", storage_path=url))
+        assert there.in_progress()
+        with pytest.raises(UserError, match="name must not be that of a run in progress, got 'run', driven on"):
+            there.take_up()
+        monkeypatch.setattr(storage, "LEASE_S", -1.0)
+        there.take_up()  # no sign of life for too long
+    assert not there.in_progress()
+
+
+def test_faults_of_other_nodes_reach_the_driver_once(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begun(url)
+    stored = storage.of(run.path)
+    assert stored is not None
+    driver = Mirror(stored)
+    faults.note(run.faults, "here")
+    driver.look()
+    go_to(monkeypatch, tmp_path, "node")
+    node = RunDirectory.of(small(name="run", storage_path=url))
+    for fault in ("there", "again"):
+        faults.note(node.faults, fault)
+        driver.look()
+        driver.look()
+    Mirror(stored).look()  # of a driver that is started again
+    assert [line["fault"] for line in records.read(run.faults)] == ["here", "there", "again"]
+    assert len((stored.read("faults.jsonl") or b"").splitlines()) == 3
+
+
+def test_pictures_and_exports_of_other_nodes_reach_the_driver(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begun(url)
+    go_to(monkeypatch, tmp_path, "node")
+    node = RunDirectory.of(small(name="run", storage_path=url))
+    (node.export / "deep").mkdir(parents=True)
+    (node.export / "deep" / "model").write_text("weights")
+    storage.carry(node.export, node.path)
+    with driven(run) as brought:
+        brought()
+        assert (run.export / "deep" / "model").read_text() == "weights"
+
+
+def test_a_run_is_asked_to_stop_through_the_store(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begun(url)
+    go_to(monkeypatch, tmp_path, "node")
+    learner = RunDirectory.of(small(name="run", storage_path=url))
+    with driven(run) as brought:
+        assert not learner.asked_to_stop()
+        run.stop.touch()
+        brought()
+        assert learner.asked_to_stop()
+    assert not learner.asked_to_stop()
+
+
+def test_the_last_whole_checkpoint_of_the_store_is_taken(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begun(url)
+    with driven(run):
+        records.append(run.metrics, {"step": 8})
+    stored = storage.of(run.path)
+    assert stored is not None
+    for step in (4, 8):
+        checkpointed(run, step)
+    go_to(monkeypatch, tmp_path, "second")
+    there = begun(url)
+    assert checkpoint.last_step(there.path) == 8
+    stored.write(f"checkpoint_8/{checkpoint.STATE}", '{"step": 8')  # cut short
+    assert checkpoint.last_step(there.path) == 4
+    assert [path.name for path in checkpoint.tidy(there.path, keep=2)] == ["checkpoint_8"]
+    assert not [name for name in stored.files() if name.startswith("checkpoint_8")]
+    assert checkpoint.last_step(run.path) == 4  # what is gone from the store is gone on the first machine too
+
+
+def test_runs_are_listed_and_read_by_their_address(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        with driven(begun(url, name)):
+            pass
+    go_to(monkeypatch, tmp_path, "second")
+    assert [run.path.name for run in runs(url)] == ["one", "two"]
+    main(["list", url])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["run", "one", "two"]
+    loaded = configure.load(storage.below(url, "two"))
+    assert (loaded.name, loaded.storage_path) == ("two", url)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("genray-test", "no-such-bucket"), "storage_path must be a directory or an address that can be written, got"),
+        (("s3://", "s4://"), "storage_path must be a directory or an address that can be written, got 's4://"),
+    ],
+)
+def test_an_address_that_is_of_no_use_is_told_in_a_line(
+    url: str, change: tuple[str, str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "demo", "--name", "run", "--storage_path", url.replace(*change)])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_that_the_store_does_not_have_is_told(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", storage.below(url, "none")])
+    assert ended.value.code == 2
+    assert "the run must be one that the store has, got" in capsys.readouterr().err
+
+
+def test_a_run_killed_on_one_machine_goes_on_exactly_on_another(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, "moved")
+    run.values["storage_path"] = url
+    for machine, reached in (("first", 11), ("second", 23)):
+        go_to(monkeypatch, tmp_path, machine)
+        run.path = storage.directory(url) / "moved"
+        run.start()
+        run.wait_for(lambda reached=reached: run.step() >= reached)  # type: ignore[misc]
+        if machine == "first":
+            run.kill_everything()
+            stored = storage.of(run.path)
+            assert stored is not None
+            stored.remove(storage.LEASE)  # a minute later
+    assert run.stop() == 75
+    assert run.assert_exact() >= 23
+    assert not (run.path / "stop").exists()
+    assert checkpoint.last_step(run.path) >= 23
