@@ -65,7 +65,7 @@ class Policy:
 _POLICIES: dict[str, dict[str, Any]] = {
     "genrep": {"scale": (0.2, 1.0), "flip": 0.5, "jitter": (0.4, 0.4, 0.4, 0.1), "grey": 0.2},
     "simclr": {"scale": (0.08, 1.0), "flip": 0.5, "jitter": (0.8, 0.8, 0.8, 0.2), "grey": 0.2, "blur": 0.5},
-    "digits": {"scale": (0.4, 1.0), "jitter": (0.4, 0.4, 0.4, 0.1), "grey": 0.2},
+    "digits": {"scale": (0.8, 1.0), "jitter": (0.4, 0.4, 0.4, 0.1), "grey": 0.2},
     "none": {},
 }
 

@@ -160,7 +160,7 @@ def test_runs_are_listed_in_the_order_they_were_started(tmp_path: Path) -> None:
     for name, text in {"model": '{"z_dim": 3}', "list": "[]", "cut": '{"name":'}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(text)
-    assert [run.path.name for run in runs(tmp_path)] == ["a", "c", "b"]
+    assert [run.path.name for run in runs(str(tmp_path))] == ["a", "c", "b"]
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
