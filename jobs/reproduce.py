@@ -33,7 +33,7 @@ NAME = "findings"
 """Of the sweep and of the MLflow experiment."""
 PRESET = "demo"
 SEEDS = (0, 1, 2)
-STEPS = 400
+STEPS = 300
 ROUND = 20
 """Updates of a run as long as another are a multiple of it."""
 SPEED = "median.images_per_s"

@@ -102,7 +102,7 @@ def test_runs_of_the_second_part_follow_from_the_first(
     storage = ["--storage_path", str(tmp_path)]
     reproduce.main(["--findings", "reuse", "--seeds", "0", "1", "--page", "", *storage])
     assert swept[0] == {way.name(seed) for way in reproduce.FINDINGS["reuse"].ways for seed in (0, 1)}
-    assert "findings-reuse=2-steps=800-seed=1" in swept[1]
+    assert f"findings-reuse=2-steps={2 * reproduce.STEPS}-seed=1" in swept[1]
 
 
 def test_a_failed_run_is_told_in_a_line(

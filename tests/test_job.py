@@ -9,7 +9,7 @@ import pytest
 import ray._raylet
 from ray.dashboard.modules.job.common import JobInfo, JobInfoStorageClient, JobStatus
 
-from genray import fit, job, tracking
+from genray import about, fit, job
 from genray.config import Config
 
 
@@ -74,4 +74,4 @@ def test_a_run_goes_on_where_its_job_cannot_be_changed(monkeypatch: pytest.Monke
 
 @pytest.mark.usefixtures("submitted")
 def test_mlflow_names_the_job() -> None:
-    assert tracking._tags(Config(name="x"))["ray.submission_id"] == "b128"
+    assert about.tags(Config(name="x"))["ray.submission_id"] == "b128"

@@ -7,6 +7,7 @@ import pytest
 import ray.train
 import torch
 from fakes import small
+from ray.train import Checkpoint
 from ray.train import ReportedCheckpointStatus as Status
 from worlds import NAMES, folder, voc
 
@@ -42,7 +43,7 @@ def checkpoint_of(config, run):
     (run.path / "checkpoint_6").mkdir()
     learner.step = 6
     learner.save(run.path / "checkpoint_6")
-    return SimpleNamespace(path=str(run.path / "checkpoint_6")), learner
+    return Checkpoint.from_directory(run.path / "checkpoint_6"), learner
 
 
 def test_a_checkpoint_is_judged_on_the_images_for_choices(tmp_path):
