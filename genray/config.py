@@ -333,6 +333,11 @@ def check(config: Config) -> None:
             f"({stream.batch_size * stream.reuse_window}) where views are used again, or steps would often show an "
             f"anchor twice, got {stream.num_anchors}; lower stream.reuse_window"
         )
+    if stream.num_neighbors is not None and not config.view.renders:
+        raise ConfigError(
+            "stream.num_neighbors must not be given where anchors have no neighbours (view.kind = 'none'), got "
+            f"{stream.num_neighbors}"
+        )
     if stream.num_neighbors is not None and stream.num_neighbors < stream.num_views - 1:
         raise ConfigError(
             f"stream.num_neighbors must be at least stream.num_views - 1 ({stream.num_views - 1}), or an anchor would "

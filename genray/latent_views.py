@@ -44,6 +44,10 @@ class View:
         """
         return z
 
+    def draws_all_anew(self, spec: GeneratorSpec) -> bool:
+        """Whether nothing of the anchor's latent is left in its view."""
+        return False
+
     def check(self, stream: Stream, spec: GeneratorSpec) -> None:
         """Raise ConfigError where this view makes no sense with that stream or generator."""
 
@@ -69,6 +73,9 @@ class Independent(View):
     def __call__(self, z: np.ndarray, u: np.ndarray, truncation: float) -> np.ndarray:
         return truncation * truncated_normal(u)
 
+    def draws_all_anew(self, spec: GeneratorSpec) -> bool:
+        return True
+
 
 @settings
 class Gaussian(View):
@@ -76,7 +83,9 @@ class Gaussian(View):
 
     kind: Literal["gaussian"] = "gaussian"
     std: Positive = 1.0
-    """Scale of w in units of the latent prior: 1.0 for BigGAN, 0.2 for BigBiGAN, 0.25 for StyleGAN2 cars."""
+    """Scale of w, 1 being a standard normal whatever `generator.truncation` is: 1.0 for BigGAN, 0.2 for BigBiGAN, 0.25
+    for StyleGAN2 cars.
+    """
     truncated: bool = True
     """Truncate w at two of its own scales, as the paper does."""
 
@@ -102,7 +111,7 @@ class Angular(View):
 
     kind: Literal["angular"] = "angular"
     std: Positive = 1.0
-    """Scale of w in units of the latent prior; against a small one directions hardly change."""
+    """Scale of w, 1 being a standard normal whatever `generator.truncation` is."""
     truncated: bool = True
     """Truncate w at two of its own scales."""
 
@@ -145,6 +154,10 @@ class Chunked(View):
         changed[:, columns] = self.noise(z[:, columns], u[:, columns], truncation)
         return changed
 
+    def draws_all_anew(self, spec: GeneratorSpec) -> bool:
+        changed = sum(stop - start for start, stop in self.slices)
+        return self.noise.kind == "independent" and changed == spec.latent_dim
+
     def check(self, stream: Stream, spec: GeneratorSpec) -> None:
         bounds = [0, *(end for pair in self.slices for end in pair), spec.latent_dim]
         ordered = all(a <= b for a, b in pairwise(bounds)) and all(start < stop for start, stop in self.slices)
@@ -152,6 +165,11 @@ class Chunked(View):
             raise ConfigError(
                 f"view.slices must be [[start, stop], ...] in order within the {spec.latent_dim} numbers of a latent "
                 f"of {spec.name}, got {[list(pair) for pair in self.slices]}"
+            )
+        if self.noise.kind == "angular" and sum(stop - start for start, stop in self.slices) < 2:
+            raise ConfigError(
+                "view.slices must be of two numbers at least for view.noise.kind = 'angular', since one has no "
+                f"direction but its sign, got {[list(pair) for pair in self.slices]}"
             )
 
 
@@ -163,7 +181,9 @@ class Steered(View):
     walks: str = learned.EMBEDDED
     """File that `genray steer` wrote, on a cluster one that all nodes see; `digit-scenes`: the embedded generator's."""
     names: tuple[str, ...] | None = None
-    """Walks of the file that are taken, all at once; every one where it is not given."""
+    """Walks of the file that are taken, all at once; where it is not given, every one but `brightness` beside the three
+    colours, which together are the same.
+    """
     scale: Positive = 1.0
     """Factor of the ranges for which the walks were learned."""
     sha256: str | None = None
@@ -195,7 +215,8 @@ class Steered(View):
 
     def _walks(self) -> dict[str, np.ndarray]:
         known = learned.WALKS.read("view.walks", self.walks, self.sha256).tensors
-        return {name: known[name] for name in (known if self.names is None else self.names)}
+        every = [name for name in known if name != "brightness" or not known.keys() >= COLOURS]
+        return {name: known[name] for name in (every if self.names is None else self.names)}
 
 
 @settings
@@ -230,6 +251,8 @@ class Navigator(View):
         path, digest = learned.NAVIGATOR.settled(self.file)
         return replace(self, file=path, sha256=self.sha256 or digest)
 
+
+COLOURS = {"red", "green", "blue"}
 
 LatentView = Annotated[
     NoLatentView | Independent | Gaussian | Uniform | Angular | VariancePreserving | Chunked | Steered | Navigator,

@@ -122,8 +122,7 @@ def check_classes(stream: Stream, spec: GeneratorSpec, objective: str | None = N
             )
         if not any(weights):
             raise ConfigError("stream.class_weights must not be 0 for every class")
-    shown = len(classes) if classes is not None else spec.num_classes
-    if objective in objectives.CLASSES and (sum(map(bool, weights)) if weights is not None else shown) == 1:
+    if objective in objectives.CLASSES and objectives.shown_classes(stream, spec) == 1:
         raise ConfigError(
             f"stream.classes must leave several classes to tell apart for objective.kind = {objective!r}, got one"
         )

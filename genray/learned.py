@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from genray.generators.checkpoints import PUBLISHED
 from genray.generators.settings import absolute, digest
 from genray.settings import ConfigError
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from genray.generators import GeneratorSpec
 
 EMBEDDED = "digit-scenes"
+NAMED = {EMBEDDED, *PUBLISHED}
+"""Generators whose names say which they are; another one may be called by a path that has changed."""
 """Stands for the files that are shipped with the embedded generator."""
 ASSETS = Path(__file__).parent / "generators" / "assets" / "digit_scenes"
 
@@ -71,6 +74,11 @@ class Kind:
                 f"{field} must be learned for latents of {spec.latent_dim} numbers, as {spec.name} has them, got "
                 f"{file!r} for the {found.about['latent_dim']} of {found.about['generator']}; {self.command('FILE')} "
                 "learns one"
+            )
+        theirs, ours = found.about.get("generator"), spec.name if spec else None
+        if ours not in (None, theirs) and {theirs, ours} & NAMED:
+            raise ConfigError(
+                f"{field} must be learned for {ours}, got {file!r} for {theirs}; {self.command('FILE')} learns one"
             )
         return found
 

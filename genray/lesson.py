@@ -110,7 +110,13 @@ class Source:
             class_weights=config.stream.class_weights,
         )
         z, labels, seeds = self.draw(0, 1)
-        self.render(z.requires_grad_(), labels, seeds)
+        try:
+            self.render(z.requires_grad_(), labels, seeds)
+        except RuntimeError as error:  # autograd's, of an operation that has none
+            reason = str(error).partition("\n")[0]
+            raise ConfigError(
+                f"generator.kind must be one whose images have a gradient in z, got {generator.kind!r} ({reason})"
+            ) from None
 
     def draw(self, step: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """The anchors of a step: latents float32 `[n, d]`, classes and noise seeds int64 `[n]`."""
@@ -194,7 +200,9 @@ class Lesson:
             if self.out.exists():
                 say(f"{self.out} is finished; choose another --out to learn again")
                 if run.undelivered.exists():
-                    self._end(Tracker(named, run.path, say, about.LESSON, self.settings), "FINISHED", say)
+                    tracker = Tracker(named, run.path, say, about.LESSON, self.settings)
+                    self._deliver(tracker)
+                    self._end(tracker, "FINISHED", say)
                 return ""
             fetch(self.config.generator)
             progress = Progress(run.metrics, self.options.steps)
@@ -206,10 +214,9 @@ class Lesson:
                     student = self.enrol(Source(self.config))
                     if not stopping.while_training(lambda: self._steps(student)):
                         raise Asked(stopping.number or signal.SIGTERM)
+                    run.undelivered.touch()  # until MLflow has all
                     self._write(student)
-                run.undelivered.touch()  # until MLflow has all
-                tracker.artifact(self.picture.absolute())
-                tracker.artifact(self.out.absolute())
+                self._deliver(tracker)
                 status = "FINISHED"
             except BadImages as error:
                 raise RunFailed(str(error)) from error
@@ -312,6 +319,11 @@ class Lesson:
         }
         preview.write(self.picture, student.picture())
         self.kind.write(self.out, student.learned(), told)
+
+    def _deliver(self, tracker: Tracker) -> None:
+        """Hand what was learned to MLflow."""
+        tracker.artifact(self.picture.absolute())
+        tracker.artifact(self.out.absolute())
 
     def _end(
         self, tracker: Tracker, status: Literal["FINISHED", "FAILED", "KILLED"], say: Callable[[str], None]

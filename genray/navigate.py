@@ -84,6 +84,7 @@ class Navigation:
             torch.manual_seed(source.seed)
             self.navigator = _navigator(source.spec.latent_dim, options.hidden).to(source.device)
             self.critic = _critic(policy.size).to(source.device)
+        self.many, _, _ = source.draw(0, MANY)
         self.moves = torch.optim.Adam(self.navigator.parameters(), options.lr, maximize=True)
         self.tells = torch.optim.Adam(self.critic.parameters(), options.critic_lr)
 
@@ -103,7 +104,7 @@ class Navigation:
         parts = source.parts(batch)
         way = self.navigator(z)
         way = way - way.mean(0)
-        travelled = float(way.detach().square().mean().sqrt()) / source.anchors.truncation
+        _, travelled = self._finished()
         if travelled >= self.options.distance:
             return None
         there = (z + way).detach().requires_grad_()
@@ -156,7 +157,7 @@ class Navigation:
         """The navigator without what latents travel alike, and how far they travel."""
         import torch
 
-        network, (z, _, _) = copy.deepcopy(self.navigator), self.source.draw(0, MANY)
+        network, z = copy.deepcopy(self.navigator), self.many
         with torch.no_grad():
             network[2].bias -= network(z).mean(0)
             travelled = float(network(z).square().mean().sqrt())

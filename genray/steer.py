@@ -25,6 +25,10 @@ COLUMNS = 7
 """Images along a walk in its picture."""
 
 
+MOST_ZOOM, MOST_SHIFT = 16.0, 0.9
+"""Of an edited image at least a few pixels must come from within the one before."""
+
+
 @dataclass(frozen=True)
 class Steering:
     """How walks are learned."""
@@ -53,6 +57,12 @@ class Steering:
                 raise UserError(f"--{name} must be more than 0, got {getattr(self, name):g}")
         if self.zoom <= 1:
             raise UserError(f"--zoom must be more than 1, got {self.zoom:g}")
+        for name, most in (("zoom", MOST_ZOOM), ("shift", MOST_SHIFT), ("rotation", 180.0)):
+            if getattr(self, name) > most:
+                raise UserError(
+                    f"--{name} must be at most {most:g}, beyond which too little of an edited image is known, got "
+                    f"{getattr(self, name):g}"
+                )
 
 
 def steer(config: Config, out: Path, options: Steering = Steering(), say: Callable[[str], None] = print) -> str:

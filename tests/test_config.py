@@ -81,6 +81,10 @@ def test_a_name_is_one_directory(name: str) -> None:
             "got 255",
         ),
         (
+            {"stream": {"num_neighbors": 2}, "view": {"kind": "none"}},
+            "stream.num_neighbors must not be given where anchors have no neighbours (view.kind = 'none'), got 2",
+        ),
+        (
             {"stream": {"num_views": 4, "num_neighbors": 2}},
             "stream.num_neighbors must be at least stream.num_views - 1 (3), or an anchor would show one of them "
             "twice, got 2",

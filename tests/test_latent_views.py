@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 from fakes import small
 
 from genray import learned
-from genray.config import Config
+from genray.config import BigGANGenerator, Config
 from genray.configure import build
+from genray.generators import describe
 from genray.latent_views import (
     Angular,
     Chunked,
@@ -32,6 +34,7 @@ N, D = 4000, 24
 SPREAD = 0.8796  # standard deviation of the truncated normal
 Z = Anchors(seed=1, latent_dim=D, num_classes=0).latents(np.arange(N))
 U = uniforms(1, "test", np.arange(N), D)
+V = uniforms(1, "views", np.arange(N), D)
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -176,6 +179,41 @@ def test_chunked_views_draw_anew_without_classes_what_others_keep() -> None:
     view = {"kind": "chunked", "slices": [[0, 2]], "noise": {"kind": "independent"}}
     assert Plan.of(small({"num_classes": 0}, view=view)).num_classes == 0
     assert "view.kind must not be 'independent'" in told({"num_classes": 0}, view={"kind": "independent"})
+
+
+def test_one_number_has_no_direction() -> None:
+    noise = {"kind": "angular"}
+    assert "view.slices must be of two numbers at least" in told(
+        view={"kind": "chunked", "slices": [[3, 4]], "noise": noise}
+    )
+    assert Plan.of(small(view={"kind": "chunked", "slices": [[0, 1], [3, 4]], "noise": noise})).rendered_views == 2
+
+
+def test_the_noise_does_not_follow_the_truncation_but_a_draw_of_the_prior_does() -> None:
+    for truncation, correlation in ((1.0, 0.707), (0.4, 0.371)):
+        z = truncation * truncated_normal(U)
+        moved = Gaussian()(z, V, truncation)
+        assert np.corrcoef(z.ravel(), moved.ravel())[0, 1] == pytest.approx(correlation, abs=0.02)
+        beta = 0.5
+        spread = VariancePreserving(beta=beta)(z, V, truncation)
+        assert np.corrcoef(z.ravel(), spread.ravel())[0, 1] == pytest.approx(0.5**0.5, abs=0.02)
+        assert np.abs(spread).max() < 2 * ((1 - beta) ** 0.5 + beta**0.5) * truncation
+
+
+def test_the_colours_are_moved_once() -> None:
+    every = Steered()._walks()
+    assert set(every) == {"zoom", "shift_x", "shift_y", "rotation", "red", "green", "blue"}
+    assert set(Steered(names=("brightness", "zoom"))._walks()) == {"brightness", "zoom"}
+
+
+def test_the_shipped_files_are_for_the_embedded_generator_alone() -> None:
+    embedded = describe(BigGANGenerator())
+    other = replace(embedded, name="package.module:factory")
+    for kind in ("steered", "navigator"):
+        view = build({"name": "x", "view": {"kind": kind}}).view
+        view.check(Config(name="x").stream, embedded)
+        with pytest.raises(ConfigError, match=r"must be learned for package\.module:factory, got 'digit-scenes' for"):
+            view.check(Config(name="x").stream, other)
 
 
 def test_what_is_missing_is_told_with_its_remedy(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from fakes import blob
 
+import genray.lesson
 from genray import learned, records
 from genray.config import Config
 from genray.configure import build
@@ -194,6 +195,28 @@ def test_a_generator_without_latents_is_refused() -> None:
     config = build({"name": "x", "view": {"kind": "independent"}, "generator": generator})
     with pytest.raises(ConfigError, match=r"^generator.kind must be one that has latents, got 'diffusers'$"):
         Source(config)
+
+
+def test_what_mlflow_missed_is_delivered_by_the_same_command_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.setattr(genray.lesson, "CLOSING_S", 3.0)
+    away = tmp_path / "away"
+    away.write_text("no directory")
+    config = blob(storage_path=str(tmp_path), tracking={"mlflow": True, "uri": f"sqlite:///{away}/mlflow.db"})
+    lesson(tmp_path, config=config).learn(lambda line: None)
+    assert (tmp_path / "walks.steer" / "mlflow.undelivered").exists()
+    away.unlink()
+    away.mkdir()
+    monkeypatch.setattr(genray.lesson, "CLOSING_S", 60.0)
+    lesson(tmp_path, config=config).learn(lambda line: None)
+    assert not (tmp_path / "walks.steer" / "mlflow.undelivered").exists()
+    client = MlflowClient(tracking_uri=config.tracking.uri)
+    [run] = client.search_runs([client.get_experiment_by_name("genray").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert {found.path for found in client.list_artifacts(run.info.run_id)} == {"walks.png", "walks.safetensors"}
 
 
 def test_a_lesson_is_an_mlflow_run(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from genray.latent_views import Navigator
 from genray.latents import Anchors
 from genray.lesson import Source
 from genray.losses import contrastive_loss
-from genray.navigate import Navigating, Navigation, augmented, navigate
+from genray.navigate import MANY, Navigating, Navigation, augmented, navigate
 from genray.settings import UserError
 
 FAST = Navigating(steps=200, batch=16, hidden=16, lr=3e-3, distance=0.3)
@@ -38,7 +38,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_stops_where_latents_have_travelled_far_enough(out: Path) -> None:
     about = learned.NAVIGATOR.read("view.file", str(out)).about
     assert about["curve_ends"]["step"] < FAST.steps
-    assert about["distance"] == pytest.approx(FAST.distance, abs=0.05)
+    assert about["distance"] == pytest.approx(FAST.distance, abs=0.02)
     assert about["settings"]["navigate"]["hidden"] == 16
     assert about["settings"]["augment"]["policy"] == "none"
     assert out.with_suffix(".png").exists()
@@ -48,7 +48,7 @@ def test_the_view_is_what_was_learned(out: Path) -> None:
     anchors = Anchors(seed=9, latent_dim=8, num_classes=0)
     z = anchors.latents(np.arange(3000))
     way = Navigator(file=str(out))(z, z, 1.0) - z
-    assert np.sqrt((way**2).mean()) == pytest.approx(FAST.distance, abs=0.05)
+    assert np.sqrt((way**2).mean()) == pytest.approx(FAST.distance, abs=0.02)
     assert np.abs(way.mean(0)).max() < 0.05  # no direction is common to all
     assert way.std(0).max() > 0.2
     layers = learned.NAVIGATOR.read("view.file", str(out)).tensors
@@ -98,10 +98,11 @@ def test_a_step_is_one_of_each_on_the_whole_loss() -> None:
     mean, std = (torch.tensor(of)[:, None, None] for of in (augment.MEAN, augment.STD))
     loss = contrastive_loss(plain.critic(((images + 1) / 2 - mean) / std), torch.arange(16).repeat(2), 0.1, 0.1)
     loss.backward()
+    far = travelled(made)
     found = made.step(4)
     assert found is not None
     assert found["loss"] == pytest.approx(loss.item(), rel=1e-4)
-    assert found["distance"] == pytest.approx(float((way - way.mean(0)).square().mean().sqrt()), rel=1e-5)
+    assert found["distance"] == pytest.approx(far, rel=1e-5)
     for ours, theirs in ((made.critic, plain.critic), (made.navigator, plain.navigator)):
         for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6)
@@ -110,6 +111,12 @@ def test_a_step_is_one_of_each_on_the_whole_loss() -> None:
     for ours, start, sign in ((made.critic, before.critic, -1), (made.navigator, before.navigator, 1)):
         moved = sum(float(((a - b) * a.grad).sum()) for a, b in zip(ours.parameters(), start.parameters(), strict=True))  # type: ignore[operator]
         assert sign * moved > 0  # the critic goes down, the navigator up
+
+
+def travelled(made: Navigation) -> float:
+    """How far the navigator moves many anchors, but for what it moves all alike."""
+    way = made.navigator(made.source.draw(0, MANY)[0]).detach()
+    return float((way - way.mean(0)).square().mean().sqrt())
 
 
 def test_it_begins_as_no_movement() -> None:
@@ -121,11 +128,10 @@ def test_it_begins_as_no_movement() -> None:
 def test_distances_are_in_units_of_the_prior() -> None:
     made = Navigation(Source(blob(generator={"truncation": 0.5})), FAST, PLAIN)
     torch.nn.init.normal_(made.navigator[2].weight, 0, 0.01, generator=torch.Generator().manual_seed(1))
-    z, _, _ = made.source.draw(0, 16)
-    way = made.navigator(z)
+    far = travelled(made)
     found = made.step(0)
     assert found is not None
-    assert found["distance"] == pytest.approx(2 * float((way - way.mean(0)).square().mean().sqrt()), rel=1e-5)
+    assert found["distance"] == pytest.approx(2 * far, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["none", "genrep", "simclr", "digits"])

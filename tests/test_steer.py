@@ -124,6 +124,9 @@ def test_a_generator_without_a_gradient_is_refused(tmp_path: Path, returns: str,
         ({"steps": 0}, "--steps must be more than 0, got 0"),
         ({"lr": -1.0}, "--lr must be more than 0, got -1"),
         ({"zoom": 1.0}, "--zoom must be more than 1, got 1"),
+        ({"shift": 1.2}, "--shift must be at most 0.9, beyond which too little of an edited image is known, got 1.2"),
+        ({"zoom": 64.0}, "--zoom must be at most 16, .*, got 64"),
+        ({"rotation": 200.0}, "--rotation must be at most 180, .*, got 200"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(tmp_path: Path, options, told: str) -> None:  # type: ignore[no-untyped-def]

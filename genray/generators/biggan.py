@@ -254,9 +254,9 @@ def _affine(tensors: Mapping[str, Tensor], eps: float, truncation: float) -> tup
 
 
 def _activate(x: Tensor, affines: Affines) -> Tensor:
-    """Scale and offset, in float32 whatever the precision, and ReLU; without memory for what is in between."""
+    """Scale and offset, in float32 whatever the precision, and ReLU; when rendering without memory in between."""
     scale, offset = next(affines)
-    out = None if x.requires_grad else torch.empty_like(x)
+    out = torch.empty_like(x) if torch.is_inference_mode_enabled() else None  # has no gradient, nor has its program
     return torch.addcmul(offset, x, scale, out=out).relu_().to(x.dtype)
 
 

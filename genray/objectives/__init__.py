@@ -12,7 +12,7 @@ from pydantic import Field
 from genray.settings import ConfigError, settings
 
 if TYPE_CHECKING:
-    from genray.config import Config
+    from genray.config import Config, Stream
     from genray.generators import GeneratorSpec
     from genray.model import Encoder
     from genray.plan import Plan
@@ -91,11 +91,18 @@ def check(config: Config, source: GeneratorSpec, rendered: GeneratorSpec) -> Non
             f"objective.kind must be one that needs no latents ({', '.join((*SHARED, *CLASSES))}) for a source "
             f"without any, got 'inverter' with {name}"
         )
-    if kind in SHARED and config.view.kind == "independent" and not rendered.num_classes:
+    if kind in SHARED and config.view.draws_all_anew(rendered) and shown_classes(config.stream, rendered) < 2:
         raise ConfigError(
-            "view.kind must not be 'independent' for a generator without classes (its views would share nothing), "
-            f"got 'independent' with {rendered.name}"
+            "view.kind must not be 'independent' where fewer than two classes are shown (the views of an anchor would "
+            f"share nothing that others do not), got {config.view.kind!r} with {rendered.name}"
         )
+
+
+def shown_classes(stream: Stream, spec: GeneratorSpec) -> int:
+    """How many classes of the generator the anchors have; 0 where it has none."""
+    if stream.class_weights is not None:
+        return sum(map(bool, stream.class_weights))
+    return spec.num_classes if stream.classes is None else len(stream.classes)
 
 
 def build(config: Config, plan: Plan) -> Encoder:

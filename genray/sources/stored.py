@@ -24,7 +24,12 @@ from genray.sources.shards import Damaged, Format, Reader, Shards
 MANIFEST = "manifest.json"
 PORTIONS = ("batch_size", "ticket_batches", "reuse", "reuse_window")
 """Fields of the stream that do not decide what lies at its places."""
-MOVED = {"generator.path": "generator.sha256", "generator.prompts_file": "generator.prompts_sha256"}
+MOVED = {
+    "generator.path": "generator.sha256",
+    "generator.prompts_file": "generator.prompts_sha256",
+    "view.walks": "view.sha256",
+    "view.file": "view.sha256",
+}
 """Fields that may differ where these, the digests of the files that they name, do not."""
 
 

@@ -19,7 +19,7 @@ from genray.configure import build, settled
 from genray.generators import BadImages, GeneratorSpec, describe, load
 from genray.generators.exported import export
 from genray.generators.programs import Program
-from genray.generators.settings import ExportedGenerator
+from genray.generators.settings import BigGANGenerator, ExportedGenerator
 from genray.settings import ConfigError
 from genray.views import Renderer
 
@@ -107,6 +107,17 @@ def test_the_exported_generator_renders_what_the_live_one_does(digits: Path, mic
     assert difference.max() <= 1
     for name in ("label", "latent", "anchor", "epoch"):
         np.testing.assert_array_equal(live[name], exported[name])
+
+
+def test_the_exported_generator_has_the_gradient_of_the_live_one(digits: Path) -> None:
+    z = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+    labels, slopes = torch.tensor([3, 7]), []
+    for config in (ExportedGenerator(path=str(digits)), BigGANGenerator()):
+        at = z.clone().requires_grad_()
+        load(config, "cpu").differentiable(at, labels).square().sum().backward()
+        slopes.append(at.grad)
+    assert float(slopes[1].abs().max()) > 0.1
+    torch.testing.assert_close(*slopes, rtol=1e-3, atol=1e-3)
 
 
 def test_the_file_says_its_sizes_without_torch(digits: Path) -> None:

@@ -15,6 +15,7 @@ from fakes import small
 from torch import Tensor, nn
 
 from genray import losses, objectives, optim
+from genray.config import Config
 from genray.generators import GeneratorSpec
 from genray.model import Encoder
 from genray.objectives.noncontrastive import BYOLEncoder, agreement, spread
@@ -360,16 +361,16 @@ REFUSED = [
     ("supcon", "gaussian", 0, 4, "objective.kind must be one that needs no classes (simclr, simsiam, byol, inverter) "),
     ("classifier", "none", 1, 4, "for a source with fewer than two, got 'classifier' with theirs"),
     ("inverter", "none", 3, 0, "one that needs no latents (simclr, simsiam, byol, supcon, classifier) for a source"),
-    ("simclr", "independent", 0, 4, "view.kind must not be 'independent' for a generator without classes"),
-    ("simsiam", "independent", 0, 4, "(its views would share nothing), got 'independent' with theirs"),
-    ("byol", "independent", 0, 4, "(its views would share nothing), got 'independent' with theirs"),
+    ("simclr", "independent", 0, 4, "view.kind must not be 'independent' where fewer than two classes are shown"),
+    ("simsiam", "independent", 0, 4, "share nothing that others do not), got 'independent' with theirs"),
+    ("byol", "independent", 1, 4, "share nothing that others do not), got 'independent' with theirs"),
 ]
 ALLOWED = [
     ("classifier", "none", 2, 0),
     ("inverter", "none", 3, 4),
     ("inverter", "independent", 0, 4),
     ("supcon", "independent", 3, 0),
-    ("simclr", "independent", 1, 4),
+    ("simclr", "independent", 2, 4),
     ("byol", "gaussian", 0, 4),
 ]
 
@@ -393,8 +394,25 @@ def test_what_makes_sense_is_not(kind: str, view: str, num_classes: int, latent_
     objectives.check(small(objective={"kind": kind}, view={"kind": view}), spec, spec)
 
 
+@pytest.mark.parametrize("stream", [{"classes": [3]}, {"class_weights": [0, 2, 0, 0]}])
+def test_views_of_the_only_class_that_is_shown_share_nothing(stream: dict[str, Any]) -> None:
+    spec = generator(4, 4)
+    with pytest.raises(ConfigError, match="fewer than two classes"):
+        objectives.check(small(stream=stream, view={"kind": "independent"}), spec, spec)
+
+
+def test_independent_slices_of_the_whole_latent_are_independent_views() -> None:
+    def chunked(*slices: tuple[int, int]) -> Config:
+        return small(view={"kind": "chunked", "slices": slices, "noise": {"kind": "independent"}})
+
+    spec = generator(0, 4)
+    objectives.check(chunked((0, 3)), spec, spec)
+    with pytest.raises(ConfigError, match=r"must not be 'independent'.*got 'chunked'"):
+        objectives.check(chunked((0, 1), (1, 4)), spec, spec)
+
+
 def test_of_a_mix_the_generator_decides_what_its_views_share() -> None:
     config, without = small(objective={"kind": "simclr"}, view={"kind": "independent"}), generator(0, 0)
     objectives.check(config, without, generator(3, 4))
-    with pytest.raises(ConfigError, match="without classes"):
+    with pytest.raises(ConfigError, match="fewer than two classes"):
         objectives.check(config, without, generator(0, 4))

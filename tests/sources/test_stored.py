@@ -207,6 +207,19 @@ def test_the_same_file_may_lie_elsewhere(tmp_path: Path) -> None:
     assert [line.partition(" was ")[0] for line in found] == ["generator.prompts_file", "generator.prompts_sha256"]
 
 
+@pytest.mark.parametrize(("view", "field"), [("steered", "walks"), ("navigator", "file")])
+def test_the_same_learned_views_may_lie_elsewhere(tmp_path: Path, view: str, field: str) -> None:
+    kind = "walks" if view == "steered" else "navigator"
+    for name in ("one", "two"):
+        shutil.copy(EMBEDDED["digit-scenes"] / f"{kind}.safetensors", tmp_path / f"{name}.safetensors")
+
+    def config(name: str) -> Config:
+        return settled(build({"name": "x", "view": {"kind": view, field: str(tmp_path / f"{name}.safetensors")}}))
+
+    theirs = Manifest("x", 32, 32, 10, 2, "parquet", 8, decided_by(config("one")))
+    assert changes(theirs, config("two")) == []
+
+
 def test_the_same_weights_may_lie_elsewhere(tmp_path: Path) -> None:
     """The embedded generator by its name and as a copy is one generator; with other weights it is another."""
     copy = tmp_path / "weights"
