@@ -256,7 +256,8 @@ def _affine(tensors: Mapping[str, Tensor], eps: float, truncation: float) -> tup
 def _activate(x: Tensor, affines: Affines) -> Tensor:
     """Scale and offset, in float32 whatever the precision, and ReLU; when rendering without memory in between."""
     scale, offset = next(affines)
-    out = torch.empty_like(x) if torch.is_inference_mode_enabled() else None  # has no gradient, nor has its program
+    bare = torch.is_grad_enabled() or torch.compiler.is_exporting()  # `out` has no gradient, nor has a program with it
+    out = None if bare else torch.empty_like(x)
     return torch.addcmul(offset, x, scale, out=out).relu_().to(x.dtype)
 
 

@@ -65,12 +65,18 @@ class Labelled:
             command = [*RAY, "start", "--block", *where, f"--num-cpus={cpus}", f"--num-gpus={gpus}"]
             command += [f"--metrics-export-port={self.metrics[name]}", f"--dashboard-agent-listen-port={free_port()}"]
             command += [f"--labels={key}={value}" for key, value in labels.items()]
-            self.nodes[name] = subprocess.Popen(
-                command, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
+            self.start(name, command, home / f"{name}.out")
             where = [f"--address=127.0.0.1:{gcs}"]
-            if name == "head":
-                wait_for(lambda: self.job("list").returncode == 0)
+        wait_for(lambda: self.job("list").returncode == 0)
+
+    def start(self, name: str, command: list[str], output: Path) -> None:
+        """Start a node and wait for it; several at a time would choose the same ports."""
+        with output.open("w") as file:
+            self.nodes[name] = node = subprocess.Popen(
+                command, env=self.environment, stdout=file, stderr=subprocess.STDOUT
+            )
+        wait_for(lambda: "Ray runtime started" in output.read_text() or node.poll() is not None)
+        assert node.poll() is None, output.read_text()
 
     def job(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """`ray job …` against it."""
