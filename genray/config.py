@@ -333,7 +333,7 @@ def check(config: Config) -> None:
             f"({stream.batch_size * stream.reuse_window}) where views are used again, or steps would often show an "
             f"anchor twice, got {stream.num_anchors}; lower stream.reuse_window"
         )
-    if stream.num_neighbors is not None and not config.view.renders:
+    if stream.num_neighbors is not None and config.source.renders and not config.view.renders:
         raise ConfigError(
             "stream.num_neighbors must not be given where anchors have no neighbours (view.kind = 'none'), got "
             f"{stream.num_neighbors}"

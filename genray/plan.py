@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from genray import objectives, sources
 from genray.config import Config
-from genray.generators import GeneratorSpec, describe
+from genray.generators import GeneratorSpec
 from genray.latents import Anchors, check_classes
 from genray.settings import ConfigError
 
@@ -42,11 +42,12 @@ class Plan:
         `num_workers` is how many learners there are, where that may change; their largest number if it is not given.
         """
         spec, stream = sources.describe(config), config.stream
-        rendered = describe(config.generator) if config.source.renders else spec
-        objectives.check(config, spec, rendered)
-        if config.source.renders:
+        rendered = sources.rendered(config)
+        objectives.check(config, spec, rendered or spec)
+        if rendered:
+            check_classes(stream, rendered, None if sources.is_mixed(config) else config.objective.kind)
+        if rendered and config.source.renders:
             config.view.check(stream, rendered)
-            check_classes(stream, rendered, config.objective.kind if config.source.kind == "generated" else None)
         high = config.learners.bounds[1]
         workers = num_workers or high
         # "auto" is measured when the run begins; see `genray.tune`.

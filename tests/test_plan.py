@@ -126,8 +126,8 @@ def test_a_step_shows_something_of_its_tickets(reuse: int, window: int, workers:
         ),
         (
             {"options": {"num_classes": 0}, "view": {"kind": "independent"}},
-            "view.kind must not be 'independent' for a generator without classes (its views would share nothing), got "
-            "'independent' with fakes:Fake",
+            "view.kind must not be 'independent' where fewer than two classes are shown (the views of an anchor would "
+            "share nothing that others do not), got 'independent' with fakes:Fake",
         ),
         (
             {"generators": {"look_ahead_mib": 3}, "stream": {"batch_size": 1366}, "learners": {"num_workers": 2}},

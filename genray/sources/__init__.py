@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from genray.config import Config
 
-__all__ = ["Block", "Source", "SourceSpec", "build", "describe", "fetch", "not_here"]
+__all__ = ["Block", "Source", "SourceSpec", "build", "describe", "fetch", "is_mixed", "not_here", "rendered"]
 
 Block = dict[str, np.ndarray]
 """Columns of one length; see `genray.views.Renderer.block`."""
@@ -79,6 +79,27 @@ def describe(config: Config) -> SourceSpec:
     from genray.sources.generated import describe_generated
 
     return describe_generated(config)
+
+
+def rendered(config: Config) -> GeneratorSpec | None:
+    """The generator that renders what a source shows, or has rendered it; None where there is none, or it is not here.
+
+    Its classes are what latent views of an anchor share, also where a source shows images without a class beside them.
+    """
+    if isinstance(config.source, Stored):
+        from genray.sources import stored
+
+        return stored.rendered(config)
+    return generators.describe(config.generator) if config.source.renders else None
+
+
+def is_mixed(config: Config) -> bool:
+    """Whether some of what a source shows is not rendered."""
+    if isinstance(config.source, Stored):
+        from genray.sources import stored
+
+        return stored.is_mixed(config)
+    return isinstance(config.source, Mix)
 
 
 def build(config: Config, device: torch.device | str | None = None) -> Source:

@@ -6,6 +6,7 @@ What decided the images stands in the directory's manifest; a configuration that
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from genray import generators
 from genray.config import ADAPTER, MAY_CHANGE, Config
 from genray.configure import differences
+from genray.generators import GeneratorSpec
 from genray.settings import ConfigError, UserError
 from genray.sources import Block, SourceSpec
 from genray.sources.settings import Mix, Stored
@@ -145,6 +147,19 @@ def describe_stored(config: Config) -> SourceSpec:
         views=found.views,
         end=found.end,
     )
+
+
+def rendered(config: Config) -> GeneratorSpec | None:
+    """The generator of stored anchors, as `genray.sources.rendered` has it; None where it is not here."""
+    found = _manifest(config).decided_by
+    with suppress(ConfigError):
+        return generators.describe(config.generator) if "generator" in found else None
+    return None
+
+
+def is_mixed(config: Config) -> bool:
+    """Whether stored anchors are real images in part."""
+    return bool(_manifest(config).decided_by["source"]["kind"] == "mix")
 
 
 class StoredSource:

@@ -103,7 +103,7 @@ def test_where_one_side_has_no_classes_there_are_none(tmp_path: Path) -> None:
     assert (shown["label"][shown["anchor"] < 0] == -1).all()
     # A second z of the same class still makes a view, also where the real images have no class.
     assert Plan.of(mixed(loose, view={"kind": "independent"})).rendered_views == 2
-    with pytest.raises(ConfigError, match=r"^view\.kind must not be 'independent' for a generator without classes"):
+    with pytest.raises(ConfigError, match=r"^view\.kind must not be 'independent' where fewer than two classes"):
         Plan.of(
             mixed(classes, view={"kind": "independent"}, generator={"num_classes": 0, "options": {"num_classes": 0}})
         )

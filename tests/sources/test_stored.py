@@ -62,6 +62,23 @@ def stored(directory: Path, **sections: Any) -> Config:
     return small(**{**sections, "source": source, "generators": generators, "training": training})
 
 
+def test_stored_anchors_are_judged_by_the_generator_that_rendered_them(tmp_path: Path) -> None:
+    """As the live stream is: here real images have no classes, and there all anchors are of one."""
+    real = folder(tmp_path / "real", {"": 8})
+    mix = {"source": {"kind": "mix", "directory": str(real)}, "view": {"kind": "independent"}}
+    live = settled(small(**mix, stream={"batch_size": 8, "ticket_batches": 1}))
+    directory = store(live, tmp_path / "mixed", anchors=16)
+    batch = {"batch_size": 8, "ticket_batches": 1}
+    two = {"steps": 2}
+    assert Plan.of(stored(directory, view={"kind": "independent"}, stream=batch, training=two)).num_classes == 0
+
+    alone = {"classes": [1], "batch_size": 8, "ticket_batches": 1}
+    directory = store(small(stream=alone), tmp_path / "alone", anchors=16)
+    assert Plan.of(stored(directory, stream=alone, training=two)).steps == 2
+    with pytest.raises(ConfigError, match=r"must leave several classes .* objective\.kind = 'supcon'"):
+        Plan.of(stored(directory, stream=alone, training=two, objective={"kind": "supcon"}))
+
+
 def assert_same(one: Block, other: Block) -> None:
     for name in COLUMNS:
         assert one[name].dtype == other[name].dtype
