@@ -1,6 +1,6 @@
 """The paper's findings on the embedded generator, by one command: every run, their comparison, and a page of it all.
 
-    python jobs/reproduce.py                                   # all: some eighty runs of two minutes on 2 CPU cores
+    python jobs/reproduce.py                                   # all: some eighty runs of a minute and a half on 2 CPU cores
     python jobs/reproduce.py --findings views std --page ""   # some of the findings, and no page
     ray job submit --working-dir . -- python jobs/reproduce.py --storage_path /shared/runs --parallel 8
 
@@ -33,7 +33,7 @@ NAME = "findings"
 """Of the sweep and of the MLflow experiment."""
 PRESET = "demo"
 SEEDS = (0, 1, 2)
-STEPS = 300
+STEPS = 200
 ROUND = 20
 """Updates of a run as long as another are a multiple of it."""
 SPEED = "median.images_per_s"
