@@ -1,12 +1,13 @@
 """The paper's findings on the embedded generator, by one command: every run, their comparison, and a page of it all.
 
-    python jobs/reproduce.py                                   # all: some eighty runs of a minute and a half on 2 CPU cores
+    python jobs/reproduce.py                                   # all: eighty runs of a minute and a half on 2 CPU cores
     python jobs/reproduce.py --findings views std --page ""   # some of the findings, and no page
     ray job submit --working-dir . -- python jobs/reproduce.py --storage_path /shared/runs --parallel 8
 
 The runs are those of a sweep: the same command again goes on where it was stopped. At the end docs/findings.py writes
 docs/findings.md from their MLflow store; `genray compare findings --sweep findings` shows the same runs as a table.
-All runs make equally many updates with the same batch, encoder and augmentation, those of the preset `demo`.
+All runs make equally many updates with the same encoder, augmentation and optimiser, those of the preset `demo`, but
+with smaller batches, of which more are learned from in the same time, and without what does not change the encoder.
 """
 
 from __future__ import annotations
@@ -33,7 +34,14 @@ NAME = "findings"
 """Of the sweep and of the MLflow experiment."""
 PRESET = "demo"
 SEEDS = (0, 1, 2)
-STEPS = 200
+STEPS = 800
+SHARED = {
+    "stream.batch_size": 32,
+    "training.checkpoint_every": STEPS,
+    "probe.every": STEPS,
+    "tracking.previews_every": STEPS,
+}
+"""What all runs have instead of the preset's."""
 ROUND = 20
 """Updates of a run as long as another are a multiple of it."""
 SPEED = "median.images_per_s"
@@ -134,7 +142,8 @@ WALL = "Views used several times, equally long"
 
 def configs(ways: Sequence[Way], seeds: Sequence[int], overrides: Sequence[str]) -> list[Config]:
     """The runs of these ways, each once. What they have in common can be overridden."""
-    shared = ["--training.steps", str(STEPS), "--tracking.experiment", NAME, *overrides]
+    common = {**SHARED, "training.steps": STEPS, "tracking.experiment": NAME}
+    shared = [*itertools.chain(*((f"--{path}", str(value)) for path, value in common.items())), *overrides]
     real = Path(configure.load(PRESET, shared).storage_path) / f"{NAME}-real"
     found = {}
     for way, seed in itertools.product(ways, seeds):
