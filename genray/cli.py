@@ -219,13 +219,14 @@ class Compare:
     """Directory that holds the runs."""
 
     def __call__(self, overrides: Sequence[str]) -> None:
-        from genray import compare, curves, tracking
+        from genray import compare, curves
+        from genray.tracking_store import DATABASE, beside
 
         _no_overrides(overrides)
         uri = self.uri or os.environ.get("MLFLOW_TRACKING_URI")
-        if uri is None and not (self.runs / tracking.DATABASE).exists():
-            raise UserError(f"--runs must be a directory with {tracking.DATABASE}, got '{self.runs}'; or give --uri")
-        runs, unfinished = compare.finished(uri or tracking.beside(self.runs), self.experiment, self.sweep)
+        if uri is None and not (self.runs / DATABASE).exists():
+            raise UserError(f"--runs must be a directory with {DATABASE}, got '{self.runs}'; or give --uri")
+        runs, unfinished = compare.finished(uri or beside(self.runs), self.experiment, self.sweep)
         by = [compare.setting(name, runs) for name in self.by] or compare.varying(runs)
         keys = [compare.metric(name, runs) for name in self.metric] or compare.metrics(runs)
         groups = compare.groups(runs, by)

@@ -52,6 +52,8 @@ def _start(address: str | None) -> None:
     import ray
 
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+    # Learners wait in a report until the one before it has been fetched; with Ray's default that is every 2 s.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")  # a learner that hangs does not answer
     if not address:  # what only a cluster of several nodes needs costs seconds of start-up on one

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from genray import about, tracking
+from genray import about, tracking_store
 from genray.config import MAY_CHANGE
 from genray.settings import UserError
 
@@ -67,7 +67,7 @@ def finished(uri: str, experiment: str, sweep: str | None = None) -> tuple[list[
     Raises:
         UserError: the store does not answer, or has no such experiment, sweep in it, or run that has finished.
     """
-    client = tracking.connect(uri)
+    client = tracking_store.connect(uri)
     from mlflow.exceptions import MlflowException
 
     try:

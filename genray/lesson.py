@@ -255,7 +255,7 @@ class Lesson:
                     f"another, or remove {run.path.name} and the file"
                 )
         else:  # what a start that came to nothing has left
-            for leftover in (run.metrics, run.path / "mlflow.json"):
+            for leftover in (run.metrics, run.mlflow):
                 leftover.unlink(missing_ok=True)
         write_atomically(note, json.dumps(self.settings, indent=2) + "\n")
 

@@ -92,6 +92,11 @@ class RunDirectory:
         return self.path / "report.json"
 
     @property
+    def mlflow(self) -> Path:
+        """Which run of MLflow this is, and in what store."""
+        return self.path / "mlflow.json"
+
+    @property
     def undelivered(self) -> Path:
         """Stands where MLflow had not taken all of a run when it ended."""
         return self.path / "mlflow.undelivered"

@@ -230,7 +230,7 @@ def _joined(
 def _wait_for_parent(parent: Config, run: RunDirectory) -> None:
     if parent.tracking.mlflow:
         deadline = time.monotonic() + CONNECT_S
-        while not (run.path / "mlflow.json").exists() and time.monotonic() < deadline:
+        while not run.mlflow.exists() and time.monotonic() < deadline:
             time.sleep(0.1)
 
 

@@ -6,9 +6,6 @@ says which steps it already has, so nothing is lost and nothing is recorded twic
 
 from __future__ import annotations
 
-import json
-import logging
-import os
 import threading
 import time
 from collections import deque
@@ -16,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from genray import about, grids, storage
+from genray import about, grids, storage, tracking_store
 from genray.about import public
 from genray.config import Config
 from genray.configure import differences
@@ -28,12 +25,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-METRICS, PROBES, SYSTEM = "metrics.jsonl", "probes.jsonl", "system.jsonl"
-"""Names of the files of records in a run directory: of the training, of probes beside and after it, of the nodes."""
-
-DATABASE = "mlflow.db"
-"""Name of the store beside the runs."""
-
 MAX_DELAY_S = 30.0
 """Longest pause, in seconds, between two attempts to reach MLflow."""
 
@@ -42,48 +33,6 @@ LAST_TRIES = 3
 
 _FOR_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # which of its two faces MLflow shows
 _AXES = ("step", "anchors", "time")
-_ENVIRONMENT = {  # read by MLflow at each call; its own defaults would block a call to a dead server for minutes
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-}
-
-
-def store(config: Config) -> str:
-    """Address of the tracking server or store of a run."""
-    return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or _own_store(config)
-
-
-def connect(uri: str) -> MlflowClient:
-    """A client that fails soon and quietly where the store does not answer."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient  # seconds; the training must not wait for them
-
-    for library in ("mlflow", "alembic", "urllib3"):  # what goes wrong is raised, and said once by who called
-        logging.getLogger(library).setLevel(logging.CRITICAL)
-    return MlflowClient(tracking_uri=uri)
-
-
-def continued(client: MlflowClient, run_directory: Path, uri: str) -> Run | None:
-    """The MLflow run whose id stands in `mlflow.json`, where it still exists in this store."""
-    from mlflow.exceptions import MlflowException
-
-    file = run_directory / "mlflow.json"
-    noted = json.loads(file.read_text()) if file.exists() else {}
-    if noted.get("uri") != public(uri):
-        return None
-    try:
-        run = client.get_run(noted["run_id"])
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return None
-        raise
-    return run if run.info.lifecycle_stage == "active" else None
 
 
 class Tracker:
@@ -112,11 +61,10 @@ class Tracker:
         settings: Mapping[str, Any] | None = None,
         found: Callable[[str], None] = lambda page: None,
     ) -> None:
-        self._config, self._directory, self._warn, self._kind, self._found = config, run_directory, warn, kind, found
-        self._uri = store(config)
+        self._config, self._warn, self._kind, self._found = config, warn, kind, found
+        self._run, self._uri = RunDirectory(run_directory), tracking_store.address(config)
         self._wanted = about.parameters(config if settings is None else settings)
-        run = RunDirectory(run_directory)
-        self._resumes = kind == about.RUN and run.metrics.exists() and not run.report.exists()
+        self._resumes = kind == about.RUN and self._run.metrics.exists() and not self._run.report.exists()
         self._start: Start | None = None
         self._export: Path | None = None
         self._shown: set[int] = set()
@@ -181,7 +129,7 @@ class Tracker:
             *self._lost,
             f"MLflow at {public(self._uri)} did not take all ({self._error or 'no answer yet'}): "
             f"{' and '.join(missing) or 'the end of the run'} may be missing there; "
-            f"everything is in {self._directory}, and its {METRICS} is sent when the run is resumed",
+            f"everything is in {self._run.path}, and its {self._run.metrics.name} is sent when the run is resumed",
         ]
 
     def end(self, status: Literal["FINISHED", "FAILED", "KILLED"], timeout_s: float, undelivered: Path) -> list[str]:
@@ -206,7 +154,7 @@ class Tracker:
                     self._warned = True
                     self._warn(
                         f"MLflow at {public(self._uri)} does not record ({self._error}); training goes on, "
-                        f"{METRICS} is sent when it does"
+                        f"{self._run.metrics.name} is sent when it does"
                     )
             if self._closing.is_set():
                 tries, self._delay_s = tries - 1, min(1.0, self._delay_s)
@@ -217,8 +165,8 @@ class Tracker:
         """One connection's life: ends when the run is closed, raises when MLflow fails."""
         client, run_id = self._connect()
         self._delay_s = 1.0
-        others = [Follower(self._directory / name) for name in (PROBES, SYSTEM)]
-        for records in tail(self._directory / METRICS, self._closing):
+        others = [Follower(file) for file in (self._run.probes, self._run.system)]
+        for records in tail(self._run.metrics, self._closing):
             if records or self._recorded:  # MLflow's pages show first what was recorded first: the loss
                 records = [*records, *(record for file in others for record in file.new())]
             self._log(client, run_id, records)
@@ -237,9 +185,9 @@ class Tracker:
         self._register(client, run_id)
 
     def _connect(self) -> tuple[MlflowClient, str]:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        client = connect(self._uri)
-        continues = continued(client, self._directory, self._uri)
+        self._run.path.mkdir(parents=True, exist_ok=True)
+        client = tracking_store.connect(self._uri)
+        continues = tracking_store.continued(client, self._run, self._uri)
         run = continues or self._create(client)
         run_id = run.info.run_id
         page, before = f"/#/experiments/{run.info.experiment_id}/runs/{run_id}", self._page
@@ -263,21 +211,20 @@ class Tracker:
         else:
             # A bare SQLite store would put artifacts into the directory the command happened to be run in.
             artifacts = str(storage.directory(self._config.storage_path) / "mlartifacts")
-            location = artifacts if self._uri == _own_store(self._config) else None
+            location = artifacts if self._uri == tracking_store.own(self._config) else None
             experiment_id = client.create_experiment(name, artifact_location=location, tags=_FOR_TRAINING)
         run = client.create_run(experiment_id, run_name=self._config.name)
-        file = self._directory / "mlflow.json"
-        draft = file.with_suffix(".tmp")
-        draft.write_text(json.dumps({"run_id": run.info.run_id, "uri": public(self._uri)}))
-        draft.replace(file)
+        tracking_store.note(self._run, run.info.run_id, self._uri)
         return run
 
     def _describe(self, client: MlflowClient, run: Run) -> None:
         """Parameters and tags; MLflow refuses a parameter that changed, so what a resumed run changed is a tag."""
         changed = {f"changed.{path}": b for path, a, b in differences(run.data.params, self._wanted) if a and b}
         tags = {**self._tags(), **changed}
-        if (sweep := self._config.tracking.sweep) and (parent := continued(client, self._beside(sweep), self._uri)):
-            tags["mlflow.parentRunId"] = parent.info.run_id
+        if sweep := self._config.tracking.sweep:
+            beside = RunDirectory(self._run.path.parent / sweep)
+            if parent := tracking_store.continued(client, beside, self._uri):
+                tags["mlflow.parentRunId"] = parent.info.run_id
         new = {key: value for key, value in self._wanted.items() if key not in run.data.params}
         about.describe(client, run.info.run_id, new, tags)
         if self._kind == about.RUN and not run.inputs.dataset_inputs:
@@ -285,10 +232,6 @@ class Tracker:
 
     def _tags(self) -> dict[str, str]:
         return about.tags(self._config, self._kind)
-
-    def _beside(self, name: str) -> Path:
-        """The directory of another run in the same storage."""
-        return self._directory.parent / name
 
     def _log(self, client: MlflowClient, run_id: str, records: list[Record]) -> None:
         from mlflow.entities import Metric
@@ -322,7 +265,7 @@ class Tracker:
         return self._uri.startswith(("http://", "https://"))
 
     def _send_previews(self, client: MlflowClient, run_id: str) -> None:
-        for step, path in grids.drawn(self._directory / "previews").items():
+        for step, path in grids.drawn(self._run.previews).items():
             if step not in self._shown:
                 grids.record(client, run_id, step, path)
                 self._shown.add(step)
@@ -339,19 +282,10 @@ class Tracker:
     def _unrecorded(self) -> int:
         ended = threading.Event()
         ended.set()
-        records = [*next(tail(self._directory / METRICS, ended)), {"step": self._last_step, **self._summary}]
+        records = [*next(tail(self._run.metrics, ended)), {"step": self._last_step, **self._summary}]
         return sum(
             any(record["step"] > self._recorded.get(key, -1) for key, _ in _values(record)) for record in records
         )
-
-
-def beside(storage: Path) -> str:
-    """Address of the store that lies beside the runs of a directory."""
-    return f"sqlite:///{storage.absolute() / DATABASE}"
-
-
-def _own_store(config: Config) -> str:
-    return beside(storage.directory(config.storage_path))
 
 
 def _values(record: Record) -> Iterator[tuple[str, float]]:

@@ -24,7 +24,7 @@ from typing import Any
 
 from PIL import Image
 
-from genray import cli, compare, configure, space, sweep, tracking
+from genray import cli, compare, configure, space, sweep, tracking_store
 from genray.compare import Found
 from genray.config import Config
 from genray.scenes import scenes
@@ -186,7 +186,7 @@ def equally_long(found: Mapping[str, Found], seeds: Sequence[int], steps: int) -
 
 def results(config: Config) -> dict[str, Found]:
     """The finished runs by their names, from the MLflow store that a run is recorded in."""
-    found, _ = compare.finished(tracking.store(config), NAME, NAME)
+    found, _ = compare.finished(tracking_store.address(config), NAME, NAME)
     return {run.name: run for run in found}
 
 

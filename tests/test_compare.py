@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genray import about, curves, tracking
+from genray import about, curves, tracking_store
 from genray.cli import main
 from genray.compare import Found, groups, metric, notes, setting, table, varying
 from genray.configure import build
@@ -126,7 +126,7 @@ def test_the_picture_shows_the_groups(runs: list[Found], by: list[str], tmp_path
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two finished runs, one that failed, a start and the parent of a sweep."""
     storage = tmp_path_factory.mktemp("runs")
-    client = tracking.connect(tracking.beside(storage))
+    client = tracking_store.connect(tracking_store.beside(storage))
     experiment = client.create_experiment("digits")
     for name, kind, status, linear in (
         ("a", about.RUN, "FINISHED", 0.5),
@@ -153,7 +153,8 @@ def test_an_experiment_is_compared_by_the_command(
     assert lines[-1] == str(out)
     assert "1 runs are left out: they have not finished" in lines
     assert out.read_bytes().startswith(b"\x89PNG")
-    main(["compare", "digits", "--by", "seed", "--sweep", "sweep", "--uri", tracking.beside(store), "--out", str(out)])
+    uri = tracking_store.beside(store)
+    main(["compare", "digits", "--by", "seed", "--sweep", "sweep", "--uri", uri, "--out", str(out)])
     assert capsys.readouterr().out.splitlines()[1].split() == ["98", "1", "70.0%"]
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from genray import configure, records, tracking
-from genray.tracking import METRICS, Tracker
+from genray import configure, records, tracking_store
+from genray.rundir import RunDirectory
+from genray.tracking import Tracker
 
 DOCS = Path(__file__).parent.parent / "docs"
 STDS = {0.25: 0.7, 1.5: 0.9}
@@ -33,15 +34,17 @@ def screenshots(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.fixture
 def runs(tmp_path: Path) -> tuple[str, list[str]]:
     """Two finished runs that differ in one setting: their experiment, and their ids."""
-    client, found = tracking.connect(tracking.beside(tmp_path)), []
+    client, found = tracking_store.connect(tracking_store.beside(tmp_path)), []
     for std, linear in STDS.items():
         values = {"name": f"std {std}", "view": {"kind": "gaussian", "std": std}, "storage_path": str(tmp_path)}
         config, directory = configure.build(values), tmp_path / f"std {std}"
         directory.mkdir()
         busy = {"step": 0, "time": 1.7e9, "system/cpu_utilization_percentage": 50.0}
-        records.append(directory / tracking.SYSTEM, busy)
+        records.append(RunDirectory(directory).system, busy)
         for step in range(1, 20):
-            records.append(directory / METRICS, {"step": step, "time": 1.7e9 + step, "loss": 9 * std / step})
+            records.append(
+                RunDirectory(directory).metrics, {"step": step, "time": 1.7e9 + step, "loss": 9 * std / step}
+            )
         tracker = Tracker(config, directory, pytest.fail)
         tracker.summary({"final.trained.linear": linear}, {})
         assert tracker.close("FINISHED", 60) == []
@@ -51,7 +54,7 @@ def runs(tmp_path: Path) -> tuple[str, list[str]]:
 
 def test_the_page_that_compares_runs(screenshots: Any, runs: tuple[str, list[str]], tmp_path: Path) -> None:
     experiment, ids = runs
-    with screenshots.served(tracking.beside(tmp_path)) as base, screenshots.page() as tab:
+    with screenshots.served(tracking_store.beside(tmp_path)) as base, screenshots.page() as tab:
         screenshots.quiet(tab, base)
         tab.open(screenshots.comparison(base, experiment, ids))
         tab.wait_for_text("Comparing 2 Runs from 1 Experiment", "std 0.25", "std 1.5", "view.std")

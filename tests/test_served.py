@@ -14,7 +14,7 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from genray import config, export, objectives, registry, tracking
+from genray import config, export, objectives, registry, tracking_store
 from genray.augment import MEAN, STD
 from genray.plan import Plan
 
@@ -101,7 +101,7 @@ def test_the_signature_refuses_what_are_no_images(exported: Path, tmp_path: Path
 
 @pytest.fixture
 def store(tmp_path: Path) -> Any:
-    client = tracking.connect(tracking.beside(tmp_path))
+    client = tracking_store.connect(tracking_store.beside(tmp_path))
     run = client.create_run(client.create_experiment("a", artifact_location=str(tmp_path / "mlartifacts")))
     return client, run.info.run_id
 
@@ -117,7 +117,7 @@ def test_a_run_has_one_version_of_the_registered_model(exported: Path, store: An
     assert (version.version, version.run_id, version.tags) == (1, run_id, {"final.trained.linear": "0.8710"})
     [output] = client.get_run(run_id).outputs.model_outputs
     assert client.get_logged_model(output.model_id).status == "READY"
-    mlflow.set_tracking_uri(tracking.beside(tmp_path))
+    mlflow.set_tracking_uri(tracking_store.beside(tmp_path))
     try:
         model = mlflow.pyfunc.load_model("models:/digits/1")
         np.testing.assert_allclose(model.predict(images(3)), expected(exported, images(3)), rtol=1e-4, atol=1e-5)

@@ -22,7 +22,8 @@ from genray import about, configure, grids, tracking
 from genray.about import parameters
 from genray.config import Config
 from genray.records import tail
-from genray.tracking import METRICS, PROBES, SYSTEM, Tracker
+from genray.rundir import RunDirectory
+from genray.tracking import Tracker
 
 
 def make(storage: Path, name: str, **values: Any) -> tuple[Config, Path]:
@@ -32,7 +33,7 @@ def make(storage: Path, name: str, **values: Any) -> tuple[Config, Path]:
 
 
 def write(run_directory: Path, steps: range, **extra: Any) -> None:
-    with (run_directory / METRICS).open("a") as file:
+    with RunDirectory(run_directory).metrics.open("a") as file:
         for step in steps:
             record = {"step": step, "anchors": 128 * step, "time": 1.7e9 + step, "loss": 9 / (step + 1), "lr": 0.1}
             file.write(json.dumps(record | extra) + "\n")
@@ -73,8 +74,10 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     for step in (0, 200):
         picture(grids.path_of(run_directory / "previews", step))
     nodes = {"step": 0, "time": 1.7e9, "system/cpu_utilization_percentage": 50.0}
-    (run_directory / SYSTEM).write_text(json.dumps(nodes) + "\n")
-    (run_directory / PROBES).write_text(json.dumps({"step": 100, "time": 1.7e9, "probe.digits.linear": 0.75}) + "\n")
+    RunDirectory(run_directory).system.write_text(json.dumps(nodes) + "\n")
+    RunDirectory(run_directory).probes.write_text(
+        json.dumps({"step": 100, "time": 1.7e9, "probe.digits.linear": 0.75}) + "\n"
+    )
     (run_directory / "pictures").mkdir()
     (run_directory / "pictures" / "step 1.png").write_bytes(b"picture")
     (run_directory / "config.json").write_text("{}")
@@ -268,7 +271,7 @@ def test_dead_server_costs_one_warning_and_the_time_allowed(tmp_path: Path, free
     write(run_directory, range(12))
     warnings: list[str] = []
     tracker = Tracker(settings, run_directory, warnings.append)
-    tracker.artifact(run_directory / METRICS)
+    tracker.artifact(RunDirectory(run_directory).metrics)
     tracker.artifact(run_directory)
     eventually(lambda: bool(warnings))
     began = time.monotonic()
@@ -304,7 +307,7 @@ def test_outages_lose_and_repeat_nothing(
     warnings: list[str] = []
     pages: list[str] = []
     tracker = Tracker(settings, run_directory, warnings.append, found=pages.append)
-    tracker.artifact(run_directory / METRICS)
+    tracker.artifact(RunDirectory(run_directory).metrics)
     eventually(lambda: bool(warnings))
     assert pages == []
 
@@ -328,7 +331,7 @@ def test_outages_lose_and_repeat_nothing(
         assert history(client, run_directory) == list(range(60))
         assert len(connections) > before, "no call failed while the server hung"
         assert len(warnings) == 1
-        assert len(list((tmp_path / "artifacts").rglob(METRICS))) == 1
+        assert len(list((tmp_path / "artifacts").rglob("metrics.jsonl"))) == 1
 
 
 @contextlib.contextmanager
@@ -356,11 +359,11 @@ def test_switched_off_it_does_nothing(tmp_path: Path) -> None:
     assert threading.active_count() == threads
     assert tracker.close("FINISHED", 1) == []
     assert tracker.url() == ""
-    assert [path.name for path in tmp_path.rglob("*")] == ["off", METRICS]
+    assert [path.name for path in tmp_path.rglob("*")] == ["off", "metrics.jsonl"]
 
 
 def test_tail_waits_for_the_file_and_for_whole_lines(tmp_path: Path) -> None:
-    path, stop = tmp_path / METRICS, threading.Event()
+    path, stop = RunDirectory(tmp_path).metrics, threading.Event()
     batches = tail(path, stop, poll_s=0)
     assert next(batches) == []
     with path.open("w") as file:

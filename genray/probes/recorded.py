@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from genray import records, storage, tracking
+from genray import records, storage, tracking_store
 from genray.config import Config
 from genray.rundir import RunDirectory
 
@@ -34,22 +34,22 @@ def record(config: Config, path: Path, step: int, data: str, found: Mapping[str,
     if run.in_progress():  # its driver follows the file
         return f"recorded in {run.probes}, and sent to MLflow by the run"
     try:
-        added = _sent(config, path, step, metrics)
+        added = _sent(config, run, step, metrics)
     except Exception as error:  # whatever MLflow raises
         return f"recorded in {run.probes}; MLflow does not record it ({' '.join(str(error).split())[:160]})"
     return f"recorded in {run.probes}" + (" and in MLflow" if added else "")
 
 
-def _sent(config: Config, path: Path, step: int, metrics: Mapping[str, float]) -> bool:
+def _sent(config: Config, run: RunDirectory, step: int, metrics: Mapping[str, float]) -> bool:
     """Whether there is an MLflow run of this one, which has the metrics now; its state stays as it is."""
-    if not (path / "mlflow.json").exists():
+    if not run.mlflow.exists():
         return False
-    uri = tracking.store(config)
-    client = tracking.connect(uri)
-    if (run := tracking.continued(client, path, uri)) is None:
+    uri = tracking_store.address(config)
+    client = tracking_store.connect(uri)
+    if (recorded := tracking_store.continued(client, run, uri)) is None:
         return False
     from mlflow.entities import Metric
 
     now = round(time.time() * 1000)
-    client.log_batch(run.info.run_id, [Metric(name, value, now, step) for name, value in metrics.items()])
+    client.log_batch(recorded.info.run_id, [Metric(name, value, now, step) for name, value in metrics.items()])
     return True
