@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from genray import configure, storage
+from genray import configure, printing, storage
 from genray.navigate import Navigating, navigate
+from genray.printing import show
 from genray.probes.settings import ProbeName
 from genray.settings import UserError
 from genray.steer import Steering, steer
@@ -49,7 +50,7 @@ class Train:
         if self.dry_run:
             dry_run(config, self.address, described=self.cluster)
         else:
-            _print_report(fit(config, address=self.address, started=STARTED))
+            show(printing.report(fit(config, address=self.address, started=STARTED)))
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,12 @@ class Sweep:
     def __call__(self, overrides: Sequence[str]) -> None:
         from genray import space, sweep
 
-        for name, number in (("draws", self.draws), ("parallel", self.parallel)):
-            if number < 1:
-                raise UserError(f"--{name} must be at least 1, got {number}")
+        _at_least_one(self, "draws", "parallel")
         grid, random = space.parse_grid(self.grid), space.parse_random(self.random)
         chosen = space.combinations(grid, random, self.draws, self.draw_seed)
         configs = space.children(self.preset, self.name, chosen, overrides)
         if self.dry_run:
-            _show([config.name for config in configs])
+            show([config.name for config in configs])
         else:
             address = self.address or os.environ.get("RAY_ADDRESS")
             sweep.check(sweep.sweep(self.name, configs, parallel=self.parallel, address=address))
@@ -118,7 +117,7 @@ class Bench:
         _writable(self.out)
         config = configure.load(self.preset, overrides)
         found = bench(config, self.repeats, self.seconds, self.address, aside=self.aside)
-        _show(table(found))
+        show(table(found))
         _write(self.out, found)
 
 
@@ -177,7 +176,7 @@ class Evaluate:
         path, plain = Path(storage.here(self.backbones[0])), Evaluate(self.backbones[:1], out=self.out)
         if self == plain and is_run(RunDirectory(path)):
             report = evaluate_run(path, _tell)
-            _print_probes(report)
+            show(printing.probes(report))
             found: dict[str, Any] = {"backbones": report}
         else:
             settings = Settings(
@@ -195,7 +194,7 @@ class Evaluate:
                 address=self.address,
                 say=_tell,
             )
-            _show(table(found))
+            show(table(found))
         _write(self.out, found)
 
 
@@ -230,7 +229,7 @@ class Compare:
         by = [compare.setting(name, runs) for name in self.by] or compare.varying(runs)
         keys = [compare.metric(name, runs) for name in self.metric] or compare.metrics(runs)
         groups = compare.groups(runs, by)
-        _show([*compare.table(groups, by, keys), *compare.notes(groups, unfinished)])
+        show([*compare.table(groups, by, keys), *compare.notes(groups, unfinished)])
         try:
             curves.contrast(groups, by, keys, self.out)
         except OSError as error:
@@ -251,8 +250,7 @@ class Export:
         from genray.runs import export_run
 
         _no_overrides(overrides)
-        for line in export_run(Path(storage.here(self.run)), self.to):
-            print(line)
+        show(export_run(Path(storage.here(self.run)), self.to))
 
 
 @dataclass(frozen=True)
@@ -304,8 +302,7 @@ class Preview:
         from genray.generators import BadImages
         from genray.runs import draw
 
-        if self.anchors < 1:
-            raise UserError(f"--anchors must be at least 1, got {self.anchors}")
+        _at_least_one(self, "anchors")
         try:
             draw(configure.load(self.preset, overrides), self.out, self.anchors)
         except OSError as error:
@@ -330,7 +327,7 @@ class Steer:
     """File to write, with a picture of the walks beside it."""
 
     def __call__(self, overrides: Sequence[str]) -> None:
-        _print_lesson(self.out, steer(configure.load(self.preset, overrides), self.out, self.learning))
+        show(printing.lesson(self.out, steer(configure.load(self.preset, overrides), self.out, self.learning)))
 
 
 @dataclass(frozen=True)
@@ -348,7 +345,7 @@ class Navigate:
     """File to write, with a picture of some views beside it."""
 
     def __call__(self, overrides: Sequence[str]) -> None:
-        _print_lesson(self.out, navigate(configure.load(self.preset, overrides), self.out, self.learning))
+        show(printing.lesson(self.out, navigate(configure.load(self.preset, overrides), self.out, self.learning)))
 
 
 @dataclass(frozen=True)
@@ -364,15 +361,7 @@ class List:
         _no_overrides(overrides)
         if not storage.is_url(self.directory) and not Path(self.directory).is_dir():
             raise UserError(f"the directory must exist, got {self.directory!r}")
-        rows = [run.state() for run in runs(self.directory)]
-        width = max((len(row["name"]) for row in rows), default=4)
-        lines = [f"{'run':{width}}  {'state':9}  {'step':>13}  {'loss':>7}  {'kNN':>6}"]
-        for row in rows:
-            step = f"{row['step']}/{row['steps']}"
-            loss = "" if row["loss"] is None else f"{row['loss']:.3f}"
-            knn = "" if row["knn"] is None else f"{row['knn']:.1%}"
-            lines.append(f"{row['name']:{width}}  {row['state']:9}  {step:>13}  {loss:>7}  {knn:>6}")
-        _show(lines)
+        show(printing.runs([run.state() for run in runs(self.directory)]))
 
 
 @dataclass(frozen=True)
@@ -382,7 +371,7 @@ class Presets:
     def __call__(self, overrides: Sequence[str]) -> None:
         _no_overrides(overrides)
         first = {name: path.read_text().splitlines()[0].lstrip("# ") for name, path in configure.presets().items()}
-        _show([f"{name:24} {line}" for name, line in first.items()])
+        show([f"{name:24} {line}" for name, line in first.items()])
 
 
 @dataclass(frozen=True)
@@ -391,7 +380,7 @@ class Fields:
 
     def __call__(self, overrides: Sequence[str]) -> None:
         _no_overrides(overrides)
-        _show([configure.reference()])
+        show([configure.reference()])
 
 
 Command = (
@@ -445,47 +434,6 @@ def told() -> Iterator[None]:
         _fail("interrupted", 130)
 
 
-def _print_report(report: dict[str, Any]) -> None:
-    _print_probes(report["probes"])
-    seconds, first = report["seconds_total"], report["seconds_to_first_step"].get("total")
-    until = f", {first:.0f} s of them before the first step" if first else ""
-    print(f"{report['steps']} steps in {seconds:.0f} s{until}; {report['images_per_s']:,.0f} images/s while training")
-    if report["advice"]:
-        print(report["advice"])
-    print(f"report  {report['directory']}/report.json")
-    print(f"encoder {report['directory']}/export")
-    if report["mlflow"]:
-        print(f"MLflow  {report['mlflow']}")
-
-
-def _print_lesson(out: Path, page: str) -> None:
-    print(f"file    {out}")
-    print(f"picture {out.with_suffix('.png')}")
-    if page:
-        print(f"MLflow  {page}")
-
-
-def _print_probes(probes: dict[str, dict[str, float]]) -> None:
-    metrics = next(iter(probes.values()), {})
-    if probes:
-        titles = (f"{metric.replace('knn', 'kNN'):>{_width(metric)}}" for metric in metrics)
-        print(f"{'unseen images':16}" + "".join(titles))
-    for name, found in probes.items():
-        values = (f"{value:{_width(metric)}.1%}" for metric, value in found.items())
-        print(f"{name.replace('_', ' '):16}" + "".join(values))
-
-
-def _width(metric: str) -> int:
-    return max(8, len(metric) + 3)
-
-
-def _show(lines: Sequence[str]) -> None:
-    try:
-        print(*lines, sep="\n", flush=True)
-    except BrokenPipeError:  # the reader, `head` for example, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def _tell(line: str) -> None:
     print(line, file=sys.stderr)
 
@@ -493,6 +441,12 @@ def _tell(line: str) -> None:
 def _fail(message: str, code: int) -> None:
     print(f"genray: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def _at_least_one(command: Any, *names: str) -> None:
+    for name in names:
+        if (value := getattr(command, name)) < 1:
+            raise UserError(f"--{name} must be at least 1, got {value}")
 
 
 def _positive(command: Any, *names: str) -> None:

@@ -217,47 +217,6 @@ def test_missing_weights_are_told_in_one_line(
     ), said
 
 
-REPORT = {
-    "directory": "runs/first",
-    "probes": {"trained": {"knn": 0.876, "linear": 0.9}, "raw_pixels": {"knn": 0.4, "linear": 0.25}},
-    "steps": 400,
-    "images_per_s": 1234.5,
-    "advice": "generators and learners are in balance: 2.0 generators are of use, there are 2",
-    "seconds_to_first_step": {"Ray started": 9.0, "first step": 21.4, "total": 30.4},
-    "seconds_total": 250.4,
-    "mlflow": "http://mlflow:5000",
-}
-
-
-def test_a_finished_run_is_told_with_what_to_make_of_its_speed(capsys: pytest.CaptureFixture[str]) -> None:
-    cli._print_report(REPORT)
-    assert capsys.readouterr().out.splitlines() == [
-        "unseen images        kNN   linear",
-        "trained            87.6%    90.0%",
-        "raw pixels         40.0%    25.0%",
-        "400 steps in 250 s, 30 s of them before the first step; 1,234 images/s while training",
-        "generators and learners are in balance: 2.0 generators are of use, there are 2",
-        "report  runs/first/report.json",
-        "encoder runs/first/export",
-        "MLflow  http://mlflow:5000",
-    ]
-    several = {"trained": {"svm": 0.5, "svm.11-point": 0.525}}
-    cli._print_report({**REPORT, "probes": several})
-    assert capsys.readouterr().out.splitlines()[:2] == [
-        "unseen images        svm   svm.11-point",
-        "trained            50.0%          52.5%",
-    ]
-
-
-def test_what_was_not_measured_is_not_told(capsys: pytest.CaptureFixture[str]) -> None:
-    cli._print_report({**REPORT, "probes": {}, "advice": None, "seconds_to_first_step": {}, "mlflow": None})
-    assert capsys.readouterr().out.splitlines() == [
-        "400 steps in 250 s; 1,234 images/s while training",
-        "report  runs/first/report.json",
-        "encoder runs/first/export",
-    ]
-
-
 def test_backbones_are_compared_on_labelled_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "found.json"
     few = ["--probe", "knn", "few", "--shots", "1", "5", "--draws", "2"]

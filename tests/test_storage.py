@@ -54,6 +54,12 @@ def go_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine: str) -> Path
     return home
 
 
+def store_of(run: RunDirectory) -> storage.Stored:
+    stored = storage.of(run.path)
+    assert stored is not None
+    return stored
+
+
 def begun(url: str, name: str = "run") -> RunDirectory:
     run = RunDirectory.of(config := small(name=name, storage_path=url))
     run.take_up()
@@ -70,8 +76,7 @@ def driven(run: RunDirectory) -> Iterator[Callable[[], None]]:
 
 def checkpointed(run: RunDirectory, step: int) -> None:
     """What Ray Train leaves in a store."""
-    stored = storage.of(run.path)
-    assert stored is not None
+    stored = store_of(run)
     draft = run.path / "draft"
     draft.mkdir()
     content = {"step": step, "window": {"steps": 0, "loss": 0.0, "batches": []}, "files": {}}
@@ -123,8 +128,7 @@ def test_what_a_killed_driver_had_not_carried_is_carried_by_the_next_one(url: st
     assert records.read(again.metrics) == [{"step": 4}]
     with driven(again):
         pass
-    stored = storage.of(run.path)
-    assert stored is not None
+    stored = store_of(run)
     assert json.loads(stored.read("metrics.jsonl") or b"") == {"step": 4}
 
 
@@ -132,8 +136,7 @@ def test_a_run_that_was_deleted_from_the_store_is_a_new_one(url: str, server: st
     run = begun(url)
     with driven(run):
         records.append(run.metrics, {"step": 4})
-    stored = storage.of(run.path)
-    assert stored is not None
+    stored = store_of(run)
     for name in stored.files():
         stored.remove(name)
     assert not begun(url).metrics.exists()
@@ -170,8 +173,7 @@ def test_a_second_driver_is_refused_until_the_first_is_dead(
 
 def test_faults_of_other_nodes_reach_the_driver_once(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = begun(url)
-    stored = storage.of(run.path)
-    assert stored is not None
+    stored = store_of(run)
     driver = Mirror(stored)
     faults.note(run.faults, "here")
     driver.look()
@@ -218,8 +220,7 @@ def test_the_last_whole_checkpoint_of_the_store_is_taken(
     run = begun(url)
     with driven(run):
         records.append(run.metrics, {"step": 8})
-    stored = storage.of(run.path)
-    assert stored is not None
+    stored = store_of(run)
     for step in (4, 8):
         checkpointed(run, step)
     go_to(monkeypatch, tmp_path, "second")
@@ -283,8 +284,7 @@ def test_a_run_killed_on_one_machine_goes_on_exactly_on_another(
         run.wait_for(lambda reached=reached: run.step() >= reached)  # type: ignore[misc]
         if machine == "first":
             run.kill_everything()
-            stored = storage.of(run.path)
-            assert stored is not None
+            stored = store_of(run)
             stored.remove(storage.LEASE)  # a minute later
     assert run.stop() == 75
     assert run.assert_exact() >= 23

@@ -2,21 +2,11 @@
 
 import pytest
 import torch
-from torch import nn
 
 from genray import scenes
 from genray.augment import DRAWS, MEAN, STD, augment, draw, policy
 from genray.config import Augment
 from genray.probes.features import features
-
-
-@pytest.fixture
-def encoder() -> nn.Module:
-    """A small network whose two modes differ."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    )
 
 
 def test_features_do_not_depend_on_the_batch_and_leave_the_encoder_as_it_was(encoder):

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 
 from genray.augment import MEAN, STD
 from genray.config import Probe
@@ -12,15 +11,6 @@ from genray.probes.linear import linear_probe
 from genray.probes.quick import Judge, dataset, probe_report
 
 PROBE = Probe(data="digit-scenes", images=400)
-
-
-@pytest.fixture
-def encoder() -> nn.Module:
-    """A small network whose two modes differ."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    )
 
 
 def test_a_report_holds_both_scores_of_every_encoder(encoder):
