@@ -9,8 +9,6 @@ about which side a comparison falls on, is typed by hand.
 from __future__ import annotations
 
 import json
-import math
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +18,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "jobs"))
 
-from reproduce import BASE, PRESET, Finding  # noqa: E402
+from reproduce import BASE, COMMON, PRESET, Finding  # noqa: E402
+from scipy import stats  # noqa: E402
 
 from genray import compare, curves  # noqa: E402
 from genray.compare import FINAL, Found, Group  # noqa: E402
@@ -29,8 +28,8 @@ DOCS = Path(__file__).parent
 LINEAR, KNN = f"{FINAL}linear", f"{FINAL}knn"
 KEPT = ("final.", "median.images_per_s", "seconds.")
 """Beginnings of the metrics that the page needs."""
-WIDE = 2.0
-"""Standard errors of a difference that decide."""
+SURE = 0.95
+"""Confidence of the interval of a difference, which decides where 0 is not in it."""
 
 
 @dataclass(frozen=True)
@@ -45,20 +44,31 @@ class Claim:
     """Whether to be as good is enough."""
 
     def verdict(self, groups: Mapping[str, Group]) -> str | None:
-        """The difference in the linear probe, and what it says; None where a way is missing or has one run."""
+        """The difference in the linear probe, and what it says; None where a way is missing or has few seeds.
+
+        Runs of the same seed begin with the same weights and anchors, so the difference is taken for each seed.
+        """
         ways = [groups[title] for title in self.better if title in groups]
         if not ways or self.worse not in groups:
             return None
         first = max(ways, key=lambda group: group.mean(LINEAR) or 0)
-        a, b = first.numbers(LINEAR), groups[self.worse].numbers(LINEAR)
-        if min(len(a), len(b)) < 2:
+        a, b = _by_seed(first), _by_seed(groups[self.worse])
+        seeds = sorted(a.keys() & b.keys())
+        if len(seeds) < 2:
             return None
-        difference = statistics.mean(a) - statistics.mean(b)
-        error = math.sqrt(statistics.variance(a) / len(a) + statistics.variance(b) / len(b))
-        told = f"{100 * difference:+.1f} ± {100 * error:.1f} points"
-        if abs(difference) <= WIDE * error:
+        differences = [100 * (a[seed] - b[seed]) for seed in seeds]
+        if len(set(differences)) == 1:
+            low = high = differences[0]
+        else:
+            low, high = stats.ttest_1samp(differences, 0).confidence_interval(SURE)
+        told = f"{sum(differences) / len(differences):+.1f} points ({low:+.1f} to {high:+.1f})"
+        if low <= 0 <= high:
             return f"{told}: {'no difference seen' if self.at_least else 'not decided'}"
-        return f"{told}: {'agrees' if difference > 0 else '**does not agree**'}"
+        return f"{told}: {'agrees' if low > 0 else '**does not agree**'}"
+
+
+def _by_seed(group: Group) -> dict[str, float]:
+    return {run.name: run.metrics[LINEAR] for run in group.runs if LINEAR in run.metrics}
 
 
 BOTH, BOTH_SUPCON, TX, REAL = "Tz + Tx, SimCLR", "Tz + Tx, SupCon", "Tx only, SimCLR", "real images, Tx, SimCLR"
@@ -95,31 +105,32 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
 
 
 def record(findings: Mapping[str, Finding], seeds: Sequence[int], found: Mapping[str, Found]) -> dict[str, Any]:
-    """What the page needs of the runs: by finding, way and seed their metrics; and the machine and the time it took."""
-    names = {way.name(seed) for finding in findings.values() for way in finding.ways for seed in seeds}
-    ran = [found[name] for name in sorted(names)]
-    tags = ran[0].tags
+    """What the page needs of the runs: by finding, way and seed their names, by name their metrics; and the machine."""
+    base = {str(seed): name for seed in seeds if (name := BASE.name(seed)) in found}
+    recorded = {
+        key: {
+            "title": finding.title,
+            "axis": finding.axis,
+            "ways": {
+                way.title: {"settings": dict(way.settings), "runs": {str(seed): way.name(seed) for seed in seeds}}
+                for way in finding.ways
+            },
+        }
+        for key, finding in findings.items()
+    }
+    ways = [way for finding in findings.values() for way in finding.ways]
+    names = {*base.values(), *(way.name(seed) for way in ways for seed in seeds)}
+    first = found[ways[0].name(seeds[0])]
     return {
-        "findings": {
-            key: {
-                "title": finding.title,
-                "axis": finding.axis,
-                "ways": {
-                    way.title: {
-                        "settings": dict(way.settings),
-                        "runs": {str(seed): _kept(found[way.name(seed)]) for seed in seeds},
-                    }
-                    for way in finding.ways
-                },
-            }
-            for key, finding in findings.items()
+        "findings": recorded,
+        "base": base,
+        "runs": {name: _kept(found[name]) for name in sorted(names)},
+        "made": {
+            "common": {path: first.params[path] for path in COMMON},
+            "cpus": first.tags["world.cpus"],
+            "gpus": first.tags["world.gpus"],
+            "versions": {package: first.tags[f"{package}.version"] for package in ("genray", "ray", "torch")},
         },
-        "base": {str(seed): _kept(found[BASE.name(seed)]) for seed in seeds if BASE.name(seed) in found},
-        "runs": len(ran),
-        "seconds": sum(run.metrics["seconds.total"] for run in ran),
-        "cpus": tags["world.cpus"],
-        "gpus": tags["world.gpus"],
-        "versions": {package: tags[f"{package}.version"] for package in ("genray", "ray", "torch")},
     }
 
 
@@ -128,12 +139,26 @@ def _kept(run: Found) -> dict[str, float]:
     return {**found, "steps": float(run.params["training.steps"])}
 
 
-def groups(finding: Mapping[str, Any]) -> dict[str, Group]:
+def merged(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Two records as one, where both were made in the same way; else the later one."""
+    if before.get("made") != now["made"]:
+        return dict(now)
+    findings = {**before["findings"], **now["findings"]}
+    return {
+        "findings": {key: findings[key] for key in CLAIMS if key in findings},
+        "base": {**before["base"], **now["base"]},
+        "runs": {**before["runs"], **now["runs"]},
+        "made": now["made"],
+    }
+
+
+def groups(recorded: Mapping[str, Any], key: str) -> dict[str, Group]:
     """The ways of a recorded finding with their runs; what tells them apart is a number where there is an axis."""
+    finding = recorded["findings"][key]
     return {
         title: Group(
             _values(title, bool(finding["axis"])),
-            tuple(Found(seed, {}, metrics, {}) for seed, metrics in way["runs"].items()),
+            tuple(Found(seed, {}, recorded["runs"][name], {}) for seed, name in way["runs"].items()),
         )
         for title, way in finding["ways"].items()
     }
@@ -148,16 +173,16 @@ def _values(title: str, on_an_axis: bool) -> tuple[Any, ...]:
 
 def page(recorded: Mapping[str, Any]) -> str:
     """The page in Markdown."""
-    minutes = recorded["seconds"] / 60
-    versions = ", ".join(f"{name} {version}" for name, version in recorded["versions"].items())
+    made, seconds = recorded["made"], [run["seconds.total"] for run in recorded["runs"].values()]
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     lines = [
         "# The paper's findings, on the embedded generator",
         "",
         "Digit scenes are a small world: 32 pixels, ten classes, a generator of a few million weights, and an encoder",
-        f"that is trained for minutes, by the preset `{PRESET}`. What holds here need not hold for ImageNet, and what",
-        "fails here need not fail there. Every run makes equally many updates where nothing else is said, and is",
-        "judged on scenes of digits that neither the generator nor any choice has seen. Means over the seeds, ± one",
-        "standard deviation.",
+        f"that is trained for minutes, by the preset `{PRESET}` with {_told(made['common'])}. What holds here",
+        "need not hold for ImageNet, and what fails here need not fail there. Every run makes equally many updates",
+        "where nothing else is said, and is judged on scenes of digits that neither the generator nor any choice has",
+        "seen. Means over the seeds, ± one standard deviation.",
         "",
         "```",
         "python jobs/reproduce.py                        # every run, then this page; goes on where it was stopped",
@@ -165,20 +190,20 @@ def page(recorded: Mapping[str, Any]) -> str:
         "python docs/findings.py                         # this page again, from docs/findings.json",
         "```",
         "",
-        f"{recorded['runs']} runs took {minutes / 60:.1f} hours together, {minutes / recorded['runs']:.1f} minutes "
-        f"each ({recorded['cpus']} CPU cores, {recorded['gpus']} GPUs; {versions}).",
+        f"{len(seconds)} runs took {sum(seconds) / 3600:.1f} hours together, {sum(seconds) / 60 / len(seconds):.1f} "
+        f"minutes each ({made['cpus']} CPU cores, {made['gpus']} GPUs; {versions}).",
         "",
         "## What agrees with the paper, and what does not",
         "",
-        f"Differences of the linear probe, ± their standard error over the seeds; within {WIDE:g} of those nothing is "
-        "decided.",
+        "Differences of the linear probe between runs of the same seed, which begin with the same weights: their mean,",
+        f"and the interval that holds it with {SURE:.0%} confidence. Where 0 is in it nothing is decided.",
         "",
         "| found by the paper or its successors | here |",
         "|---|---|",
     ]
     parts: list[str] = []
     for key, finding in recorded["findings"].items():
-        ways = groups(finding)
+        ways = groups(recorded, key)
         for claim in CLAIMS[key]:
             if verdict := claim.verdict(ways):
                 lines.append(f"| {claim.text} ({_or(claim.better)} over {claim.worse}) | {verdict} |")
@@ -203,9 +228,7 @@ def _table(finding: Mapping[str, Any], ways: Mapping[str, Group]) -> list[str]:
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     for title, group in ways.items():
-        told = ", ".join(
-            f"`{path} = {compare.label(value)}`" for path, value in finding["ways"][title]["settings"].items()
-        )
+        told = _told(finding["ways"][title]["settings"])
         steps, seconds = group.mean("steps") or 0, group.mean("seconds.total") or 0
         lines.append(
             f"| {title} | {told or 'the preset'} | {len(group.runs)} | {steps:g} | {compare.shown(group, KNN)} | "
@@ -214,9 +237,13 @@ def _table(finding: Mapping[str, Any], ways: Mapping[str, Group]) -> list[str]:
     return lines
 
 
+def _told(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{path} = {compare.label(value)}`" for path, value in settings.items())
+
+
 def _floors(recorded: Mapping[str, Any]) -> list[str]:
     """What is reached without training, which the pictures have as dashed lines."""
-    runs = Group((), tuple(Found(seed, {}, metrics, {}) for seed, metrics in recorded["base"].items()))
+    runs = Group((), tuple(Found(seed, {}, recorded["runs"][name], {}) for seed, name in recorded["base"].items()))
     cells = [
         f"{name} {compare.shown(runs, f'{prefix}knn')} by kNN, {compare.shown(runs, f'{prefix}linear')} by linear probe"
         for name, prefix in compare.FLOORS.items()
@@ -230,8 +257,14 @@ def write(directory: Path, recorded: Mapping[str, Any]) -> None:
     (directory / "findings.md").write_text(page(recorded))
     for key, finding in recorded["findings"].items():
         by = (finding["axis"] or "",)
-        curves.contrast(list(groups(finding).values()), by, (KNN, LINEAR), directory / f"findings-{key}.png")
+        curves.contrast(list(groups(recorded, key).values()), by, (KNN, LINEAR), directory / f"findings-{key}.png")
+
+
+def read(directory: Path) -> dict[str, Any]:
+    """The record that was written to a directory; empty where there is none."""
+    file = directory / "findings.json"
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 if __name__ == "__main__":
-    write(DOCS, json.loads((DOCS / "findings.json").read_text()))
+    write(DOCS, read(DOCS))

@@ -19,6 +19,7 @@ from genray.config import Config
 from genray.job import submission_id
 from genray.plan import Plan
 from genray.probes.data import of_run
+from genray.probes.images import Files, Split
 from genray.probes.settings import DIGITS, Probe, title
 
 if TYPE_CHECKING:
@@ -43,13 +44,15 @@ class Data:
     context: str
     """`training` or `evaluation`."""
     source: dict[str, Any]
-    """All that decides them; its digest is theirs."""
+    """What decides them, so far as that can be told without reading images; its digest is theirs."""
     shape: tuple[int, ...]
     """Of the images, uint8; -1 for how many."""
+    place: str | None = None
+    """Where they lie, which decides nothing."""
 
     @property
     def digest(self) -> str:
-        """The same for the same images."""
+        """The same for the same images, wherever they lie."""
         return _digest(json.dumps(self.source, sort_keys=True).encode())
 
     def for_mlflow(self) -> DatasetInput:
@@ -61,7 +64,8 @@ class Data:
 
         images = TensorDatasetSchema(Schema([TensorSpec(np.dtype("uint8"), self.shape, name="images")]))
         schema = json.dumps(images.to_dict())
-        dataset = Dataset(self.name, self.digest, "genray", json.dumps(self.source), schema=schema)
+        source = self.source if self.place is None else {"place": public(self.place), **self.source}
+        dataset = Dataset(self.name, self.digest, "genray", json.dumps(source), schema=schema)
         return DatasetInput(dataset, [InputTag("mlflow.data.context", self.context)])
 
 
@@ -81,6 +85,8 @@ def tags(config: Config, kind: str = RUN) -> dict[str, str]:
     """What runs are told apart by: source, software, what is learned from what, and the world sizes asked for."""
     inline = config.generators.mode == "inline"
     about = {"kind": kind, **{f"{package}.version": _version(package) for package in ("genray", "ray", "torch")}}
+    if kind == SWEEP:
+        return {**about, **_origin()}
     if kind == LESSON:
         return {**about, "generator": generators.describe(config.generator).name, **_origin()}
     return {
@@ -102,6 +108,7 @@ def data(config: Config) -> list[Data]:
     plan, settings, side = Plan.of(config), config.to_dict(), Plan.of(config).image_size
     rendered = {name: value for name, value in settings["generator"].items() if name not in _OF_NO_CONSEQUENCE}
     by = {"generator": rendered, "weights": generators.fingerprint(config.generator)} if config.source.renders else {}
+    place = settings["source"].pop("directory", None)
     views = {
         "source": settings["source"],
         **by,
@@ -112,22 +119,28 @@ def data(config: Config) -> list[Data]:
         "anchors": [0, plan.fresh_steps(plan.steps) * plan.batch_size],
         "tickets": [0, plan.tickets],
     }
-    found = [Data(plan.generator, "training", views, (-1, plan.rendered_views, 3, side, side))]
+    found = [Data(plan.generator, "training", views, (-1, plan.rendered_views, 3, side, side), place)]
     return [*found, _judged(config.probe)] if config.probe.data else found
 
 
 def _judged(probe: Probe) -> Data:
-    """The labelled images; of those on disk, the labels of all splits tell one data set from another."""
+    """The labelled images; those on disk are told apart by the files' names and the labels of all splits."""
     assert probe.data is not None
-    told: dict[str, Any] = {"data": probe.data, "images": probe.images}
-    if probe.data != DIGITS:
-        found = of_run(probe)
-        splits = {"train": found.train, "val": found.val, "test": found.test}
-        told |= {
-            "classes": len(found.classes),
-            "labels": {name: _digest(split.labels.tobytes()) for name, split in splits.items() if split},
-        }
-    return Data(title(probe.data), "evaluation", told, (-1, 3, -1, -1))
+    told: dict[str, Any] = {"data": title(probe.data), "images": probe.images}
+    if probe.data == DIGITS:
+        return Data(DIGITS, "evaluation", told, (-1, 3, -1, -1))
+    found = of_run(probe)
+    splits = {"train": found.train, "val": found.val, "test": found.test}
+    told |= {
+        "classes": len(found.classes),
+        "splits": {name: _digest(_listed(split)) for name, split in splits.items() if split},
+    }
+    return Data(title(probe.data), "evaluation", told, (-1, 3, -1, -1), probe.data)
+
+
+def _listed(split: Split) -> bytes:
+    names = split.source.names.tobytes() if isinstance(split.source, Files) else b""
+    return split.labels.tobytes() + names
 
 
 def describe(client: MlflowClient, run_id: str, params: Mapping[str, str], tags: Mapping[str, str]) -> None:

@@ -226,10 +226,10 @@ class Compare:
         if uri is None and not (self.runs / DATABASE).exists():
             raise UserError(f"--runs must be a directory with {DATABASE}, got '{self.runs}'; or give --uri")
         runs, unfinished = compare.finished(uri or beside(self.runs), self.experiment, self.sweep)
-        by = [compare.setting(name, runs) for name in self.by] or compare.varying(runs)
+        by = [compare.setting(name, runs) for name in self.by] or compare.telling(runs)
         keys = [compare.metric(name, runs) for name in self.metric] or compare.metrics(runs)
         groups = compare.groups(runs, by)
-        show([*compare.table(groups, by, keys), *compare.notes(groups, unfinished)])
+        show([*compare.table(groups, by, keys), *compare.notes(groups, keys, unfinished)])
         try:
             curves.contrast(groups, by, keys, self.out)
         except OSError as error:

@@ -23,7 +23,9 @@ FLOORS = {"untrained": "final.untrained.", "raw pixels": "final.raw_pixels."}
 PAGE = 1000
 _OF_A_RUN = ("name", "seed", *MAY_CHANGE)
 """Settings in which runs of a group may differ."""
-_SHARES = ("knn", "linear", "sgd", "svm", "class_accuracy", "data_wait", "generator_busy")
+_DIGESTS = ("sha256", "digest")
+"""Last words of settings that are found, not chosen."""
+_SHARES = ("knn", "linear", "sgd", "svm", "11-point", "class_accuracy", "data_wait", "generator_busy")
 """Ends of the names of metrics that are shown in percent; and those of few labels."""
 
 
@@ -113,11 +115,11 @@ def _pages(client: MlflowClient, experiment_id: str) -> Iterator[Any]:
 
 def groups(runs: Iterable[Found], by: Sequence[str]) -> list[Group]:
     """Runs with the same values of the settings `by` together, in the order of these values, numbers by size."""
-    found: dict[tuple[Any, ...], list[Found]] = {}
+    found: dict[tuple[str, ...], list[Found]] = {}
     for run in runs:
-        found.setdefault(tuple(_value(run.params.get(name)) for name in by), []).append(run)
-    ordered = sorted(found.items(), key=lambda item: [_order(value) for value in item[0]])
-    return [Group(tuple(map(_plain, values)), tuple(members)) for values, members in ordered]
+        found.setdefault(tuple(json.dumps(_value(run.params.get(name))) for name in by), []).append(run)
+    made = [Group(tuple(map(json.loads, values)), tuple(members)) for values, members in found.items()]
+    return sorted(made, key=lambda group: [_order(value) for value in group.values])
 
 
 def varying(runs: Sequence[Found]) -> list[str]:
@@ -129,6 +131,24 @@ def varying(runs: Sequence[Found]) -> list[str]:
         if len({run.params.get(name) for run in runs}) > 1
         and not any(name == free or name.startswith(f"{free}.") for free in _OF_A_RUN)
     ]
+
+
+def telling(runs: Sequence[Found]) -> list[str]:
+    """Of the settings in which runs differ those that tell them apart, without what follows from another one.
+
+    Digests follow from what they are of. Other settings do where a setting with fewer values than there are groups has
+    one value only where they have one, such as the kind of a view and its options.
+    """
+    names = [name for name in varying(runs) if name.rpartition(".")[2] not in _DIGESTS]
+    column = {name: [run.params.get(name) for run in runs] for name in names}
+    count = {name: len(set(values)) for name, values in column.items()}
+    combinations = len(set(zip(*column.values(), strict=True)))
+    kept: list[str] = []
+    for name in sorted(names, key=lambda name: -count[name]):  # what has more values can decide, and is looked at first
+        decided = (len({*zip(column[other], column[name], strict=True)}) == count[other] for other in kept)
+        if not any(one and count[other] < combinations for one, other in zip(decided, kept, strict=True)):
+            kept.append(name)
+    return [name for name in names if name in kept]
 
 
 def setting(name: str, runs: Sequence[Found]) -> str:
@@ -202,9 +222,13 @@ def table(found: Sequence[Group], by: Sequence[str], keys: Sequence[str]) -> lis
     ]
 
 
-def notes(found: Sequence[Group], unfinished: int) -> list[str]:
+def notes(found: Sequence[Group], keys: Sequence[str], unfinished: int) -> list[str]:
     """What a reader of the table must know: that runs are left out, or that those of a group are not alike."""
-    lines = [f"{unfinished} runs are left out: they have not finished"] if unfinished else []
+    lines = [f"{_runs(unfinished)} left out: not finished"] if unfinished else []
+    runs = [run for group in found for run in group.runs]
+    for key in keys:
+        if lacking := sum(key not in run.metrics for run in runs):
+            lines.append(f"{_runs(lacking)} without {key}, which their groups' figures leave out")
     unlike = dict.fromkeys(name for group in found for name in varying(group.runs))
     if unlike:
         lines.append(f"runs of a group also differ in {', '.join(unlike)}; --by sets them apart")
@@ -239,16 +263,15 @@ def is_number(value: Any) -> bool:
 
 
 def _value(text: str | None) -> Any:
-    """A parameter as the value it was made from, that can be looked up."""
+    """A parameter as the value it was made from."""
     try:
-        value = json.loads(text) if text is not None else None
+        return json.loads(text) if text is not None else None
     except ValueError:
         return text
-    return tuple(value) if isinstance(value, list) else value
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _runs(count: int) -> str:
+    return "1 run is" if count == 1 else f"{count} runs are"
 
 
 def _order(value: Any) -> tuple[int, float, str]:

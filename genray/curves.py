@@ -39,6 +39,8 @@ PANELS = (
 )
 BUSY = ("cpu_utilization_percentage", "utilization_percentage")
 """What is shown of the nodes: their CPUs and GPUs."""
+WIDEST = 24.0
+"""Inches of a panel, however many groups stand beside each other."""
 WIDE = 20
 """A largest value that is so many times the smallest asks for a logarithmic axis."""
 LABELLED = 8
@@ -118,7 +120,8 @@ def contrast(found: Sequence[Group], by: Sequence[str], keys: Sequence[str], pat
     """
     axis = next((place for place in range(len(by)) if _is_axis(found, place)), None)
     longest = max((len(compare.label(value)) for group in found for value in group.values), default=0)
-    made, panels = figure(len(keys), 1, width=max(4.6, (0.2 + 0.075 * longest) * len(found)), height=3.6)
+    beside = (0.2 + 0.075 * longest) * len(found) if axis is None else 0
+    made, panels = figure(len(keys), 1, width=min(max(4.6, beside), WIDEST), height=3.6)
     for axes, key in zip(panels, keys, strict=True):
         scale = 100 if compare.is_share(key) else 1
         if axis is None:

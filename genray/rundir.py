@@ -133,7 +133,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             with self.locked():
                 if self.has_begun():
-                    self._refuse_changes(config)
+                    self.refuse_changes(config)
                 write_atomically(self.config, json.dumps(config.to_dict(), indent=2) + "\n")
                 if stored := storage.of(self.path):
                     stored.begin()
@@ -146,7 +146,8 @@ class RunDirectory:
         """Whether something was trained under these settings; a failed start leaves a name free."""
         return self.config.exists() and (self.metrics.exists() or any(self.path.glob("checkpoint_*")))
 
-    def _refuse_changes(self, config: Config) -> None:
+    def refuse_changes(self, config: Config) -> None:
+        """Raises ConfigError where this configuration is not that of the run, which has begun."""
         theirs = build(json.loads(self.config.read_text())).to_dict()  # with what was not there yet when it began
         changed = [
             f"{path} was {was!r}, is {now!r}"

@@ -19,7 +19,7 @@ BATCH = 256
 
 
 class Encoder:
-    """Resizes and normalises images as they were in training, and returns the backbone's pooled features.
+    """Resizes images, takes their centre and normalises it as in training, and returns the backbone's pooled features.
 
     Args:
         directory: holds `encoder.pt2`, a program of torch.export's, and `config.json`.
@@ -45,8 +45,13 @@ class Encoder:
     @torch.inference_mode()
     def _features(self, images: np.ndarray) -> np.ndarray:
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).permute(0, 3, 1, 2).float() / 255
-        if pixels.shape[-2:] != (self.size, self.size):
-            pixels = F.interpolate(pixels, size=(self.size, self.size), mode="bilinear", antialias=True)
+        height, width = pixels.shape[-2:]
+        if (height, width) != (self.size, self.size):
+            shorter = min(height, width)
+            sides = self.size * height // shorter, self.size * width // shorter
+            pixels = F.interpolate(pixels, size=sides, mode="bilinear", antialias=True)
+            top, left = (round((side - self.size) / 2) for side in sides)
+            pixels = pixels[..., top : top + self.size, left : left + self.size]
         found: torch.Tensor = self.network((pixels - self.mean) / self.std)
         return found.float().cpu().numpy()
 

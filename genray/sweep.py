@@ -78,6 +78,9 @@ def sweep(
     run = RunDirectory(directory)
     if run.config.exists():
         raise ConfigError(f"--name must be new for a sweep, got {name!r}, which is a run")
+    for config in configs:
+        if (begun := RunDirectory.of(config)).has_begun():
+            begun.refuse_changes(config)
     directory.mkdir(parents=True, exist_ok=True)
     try:
         with (
@@ -97,7 +100,7 @@ def _sweep(
 ) -> Outcome:
     first = configs[0]
     parent = replace(first, name=run.path.name, tracking=replace(first.tracking, sweep=None))
-    tracker = Tracker(parent, run.path, say, about.SWEEP, parent.to_dict() | _swept(configs))
+    tracker = Tracker(parent, run.path, say, about.SWEEP, _settings(configs))
     status: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED"
     try:
         _wait_for_parent(parent, run)
@@ -187,8 +190,9 @@ class _Runs:
 
     def _note(self) -> None:
         found = {"runs.finished": len(self.reports), "runs.failed": len(self.failed)}
-        step = len(self.reports) + len(self.failed)
-        records.append(RunDirectory(self.directory).metrics, {"step": step, "time": time.time(), **found})
+        file = RunDirectory(self.directory).metrics
+        step = records.last(file).get("step", 0) + 1  # also where the sweep goes on: MLflow takes each step once
+        records.append(file, {"step": step, "time": time.time(), **found})
 
     def _end(self) -> None:
         """Ask the runs that still go on to stop, and in the end make them."""
@@ -234,15 +238,16 @@ def _wait_for_parent(parent: Config, run: RunDirectory) -> None:
             time.sleep(0.1)
 
 
-def _swept(configs: Sequence[Config]) -> dict[str, str]:
-    """The settings that the runs differ in, each with its values, as parameters of the sweep."""
+def _settings(configs: Sequence[Config]) -> dict[str, str]:
+    """What all runs have, and as `sweep.path` the settings in which they differ, each with its values."""
     params = [about.parameters(config) for config in configs]
     found = {
         path: dict.fromkeys(of[path] for of in params if path in of)
         for path in dict.fromkeys(p for of in params for p in of)
     }
+    common = {path: first for path, (first, *others) in found.items() if not others}
     differing = {path: values for path, values in found.items() if len(values) > 1}
-    return {f"sweep.{path}": about.shortened(", ".join(values)) for path, values in differing.items()}
+    return common | {f"sweep.{path}": about.shortened(", ".join(values)) for path, values in differing.items()}
 
 
 def _sum_up(
@@ -256,9 +261,9 @@ def _sum_up(
     ]
     if not found:
         return
-    by, keys = compare.varying(found), compare.metrics(found)
+    by, keys = compare.telling(found), compare.metrics(found)
     groups = compare.groups(found, by)
-    lines = [*compare.table(groups, by, keys), *compare.notes(groups, 0)]
+    lines = [*compare.table(groups, by, keys), *compare.notes(groups, keys, 0)]
     for line in lines:
         say(line)
     text, picture = run.path / "compare.txt", run.path / "compare.png"

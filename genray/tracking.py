@@ -74,7 +74,7 @@ class Tracker:
         self._final: dict[str, str] = {}
         self._status = "FINISHED"
         self._page = self._error = ""
-        self._recorded: dict[str, int] = {}  # the last step MLflow has of each metric
+        self._recorded: dict[str, int] = {}  # how far MLflow is with each metric
         self._last_step = 0
         self._delay_s = 1.0
         self._warned = self._complete = False
@@ -198,7 +198,8 @@ class Tracker:
         if run.info.status != "RUNNING":
             client.update_run(run_id, status="RUNNING")
         # The value of a metric that comes with a run is that of its last step; asking for histories would load them.
-        self._recorded = {metric.key: metric.step for metric in run.data.to_proto().metrics}
+        there = run.data.to_proto().metrics
+        self._recorded = {metric.key: _place(metric.key, metric.step, metric.timestamp) for metric in there}
         self._shown = grids.recorded(client, run_id)
         if continues and self._resumes and self._start is None:
             self._start = Start.begin(client, run, self._wanted, self._tags())
@@ -238,16 +239,16 @@ class Tracker:
 
         reached, metrics = dict(self._recorded), []
         for record in records:
-            step = record["step"]
+            step, at = record["step"], int(record["time"] * 1000)
             self._last_step = max(self._last_step, step)
             for key, value in _values(record):
-                if step > reached.get(key, -1):  # learners that restart from a checkpoint repeat some steps
-                    reached[key] = step
-                    metrics.append(Metric(key, value, int(record["time"] * 1000), step))
+                if (place := _place(key, step, at)) > reached.get(key, -1):
+                    reached[key] = place
+                    metrics.append(Metric(key, value, at, step))
         for first in range(0, len(metrics), 1000):
             batch = metrics[first : first + 1000]
             client.log_batch(run_id, metrics=batch)
-            self._recorded.update((metric.key, metric.step) for metric in batch)
+            self._recorded.update((m.key, _place(m.key, m.step, m.timestamp)) for m in batch)
 
     def _send_artifacts(self, client: MlflowClient, run_id: str) -> None:
         while self._artifacts:
@@ -286,6 +287,14 @@ class Tracker:
         return sum(
             any(record["step"] > self._recorded.get(key, -1) for key, _ in _values(record)) for record in records
         )
+
+
+def _place(key: str, step: int, at: int) -> int:
+    """What grows from one value of a metric to the next: learners that restart from a checkpoint repeat some steps.
+
+    Nodes are looked at from time to time, also where no step is made.
+    """
+    return at if key.startswith("system/") else step
 
 
 def _values(record: Record) -> Iterator[tuple[str, float]]:

@@ -35,8 +35,9 @@ NAME = "findings"
 PRESET = "demo"
 SEEDS = (0, 1, 2)
 STEPS = 800
-SHARED = {
+COMMON = {
     "stream.batch_size": 32,
+    "training.steps": STEPS,
     "training.checkpoint_every": STEPS,
     "probe.every": STEPS,
     "tracking.previews_every": STEPS,
@@ -142,7 +143,7 @@ WALL = "Views used several times, equally long"
 
 def configs(ways: Sequence[Way], seeds: Sequence[int], overrides: Sequence[str]) -> list[Config]:
     """The runs of these ways, each once. What they have in common can be overridden."""
-    common = {**SHARED, "training.steps": STEPS, "tracking.experiment": NAME}
+    common = {**COMMON, "tracking.experiment": NAME}
     shared = [*itertools.chain(*((f"--{path}", str(value)) for path, value in common.items())), *overrides]
     real = Path(configure.load(PRESET, shared).storage_path) / f"{NAME}-real"
     found = {}
@@ -220,7 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.path.insert(0, str(ROOT / "docs"))
             page = importlib.import_module("findings")
             found = results(configs([BASE], asked.seeds[:1], overrides)[0])
-            page.write(Path(asked.page), page.record(findings, asked.seeds, found))
+            recorded = page.record(findings, asked.seeds, found)
+            page.write(Path(asked.page), page.merged(page.read(Path(asked.page)), recorded))
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fakes import small
+from PIL import Image
 
 from genray import about, generators
 from genray.config import BigGANGenerator
@@ -90,6 +92,21 @@ def test_images_to_judge_on_are_listed_beside_the_views() -> None:
     assert entity.tags[0].value == "training"
     assert "[-1, 2, 3, 32, 32]" in entity.dataset.schema.replace("\\", "")
     assert len(about.data(replace(config, probe=replace(config.probe, data=None)))) == 1
+
+
+def test_images_have_the_same_digest_wherever_they_lie(tmp_path: Path) -> None:
+    def judged(place: str, names: tuple[str, ...] = ("a.png", "b.png")) -> about.Data:
+        for split, label, name in itertools.product(("train", "val"), "01", names):
+            path = tmp_path / place / "shapes" / split / label / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (4, 4)).save(path)
+        return about.data(small(probe={"data": str(tmp_path / place / "shapes"), "images": 100}))[1]
+
+    here = judged("here")
+    assert here.place == str(tmp_path / "here" / "shapes")
+    assert here.digest == judged("there").digest
+    assert here.digest != judged("elsewhere", ("a.png", "c.png")).digest
+    assert str(tmp_path) in here.for_mlflow().dataset.source
 
 
 def test_a_fingerprint_is_that_of_the_files() -> None:

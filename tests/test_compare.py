@@ -14,7 +14,7 @@ from PIL import Image
 
 from genray import about, curves, tracking_store
 from genray.cli import main
-from genray.compare import Found, groups, metric, notes, setting, table, varying
+from genray.compare import Found, groups, metric, notes, setting, table, telling, varying
 from genray.configure import build
 from genray.rundir import RunDirectory
 from genray.settings import UserError
@@ -85,6 +85,30 @@ def test_what_differs_is_found_but_for_seeds_and_placement(runs: list[Found]) ->
     assert varying([*runs, moved]) == ["view.std"]
 
 
+def test_what_follows_from_another_setting_tells_nothing() -> None:
+    kinds = {"gaussian": {"std": 0.5}, "none": {}, "steered": {"walks": "w", "sha256": "0" * 64}}
+    optimizers = ({"kind": "sgd"}, {"kind": "adamw", "betas": [0.5, 0.9]})
+    found = [
+        run(1.0, seed, 0.5, view={"kind": kind, **options}, optimizer=optimizer)
+        for kind, options in kinds.items()
+        for optimizer in optimizers
+        for seed in (0, 1)
+    ]
+    assert {"view.std", "view.sha256", "view.walks", "optimizer.betas"} <= set(varying(found))
+    assert telling(found) == ["view.kind", "optimizer.kind"]
+    drawn = [run(std, seed, 0.5, optimizer={"lr": 1 / (1 + std)}) for std in (1.0, 2.0, 3.0) for seed in (0, 1)]
+    assert telling(drawn) == ["view.std", "optimizer.lr"]  # each draw has a value of its own of both
+
+
+def test_values_of_every_kind_set_groups_apart() -> None:
+    sections = [{}, {"model_args": {"layers": [1, 1]}}, {"model_args": {"layers": [2, 1]}}]
+    found = [Found("", {"model": json.dumps(section)}, {"loss": 1.0}, {}) for section in sections * 2]
+    made = groups(found, ["model"])
+    assert [len(group.runs) for group in made] == [2, 2, 2]
+    assert all(group.values[0] in sections for group in made)
+    assert table(made, ["model"], ["loss"])[3].split() == ["{}", "2", "1", "±", "0"]
+
+
 def test_the_table_has_groups_and_floors(runs: list[Found]) -> None:
     found = groups(runs, ["view.std"])
     assert table(found, ["view.std"], ["final.trained.linear", "median.images_per_s"]) == [
@@ -98,14 +122,18 @@ def test_the_table_has_groups_and_floors(runs: list[Found]) -> None:
 
 
 def test_a_reader_is_told_what_the_table_hides(runs: list[Found]) -> None:
-    assert notes(groups(runs, ["view.std"]), 2) == [
-        "2 runs are left out: they have not finished",
+    probed = ["final.trained.linear"]
+    assert notes(groups(runs, ["view.std"]), probed, 2) == [
+        "2 runs are left out: not finished",
         "± is the standard deviation over the runs of a group",
     ]
     longer = run(1.0, 7, 0.95, training={"steps": 99_999})
     assert "runs of a group also differ in training.steps; --by sets them apart" in notes(
-        groups([*runs, longer], ["view.std"]), 0
+        groups([*runs, longer], ["view.std"]), probed, 0
     )
+    unjudged = Found("unjudged", runs[0].params, {"loss": 1.0}, {})
+    told = "1 run is without final.trained.linear, which their groups' figures leave out"
+    assert told in notes(groups([*runs, unjudged], ["view.std"]), probed, 0)
 
 
 def marks(picture: Path) -> int:
@@ -151,7 +179,7 @@ def test_an_experiment_is_compared_by_the_command(
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["all", "2", "60.0%", "±", "14.1"]
     assert lines[-1] == str(out)
-    assert "1 runs are left out: they have not finished" in lines
+    assert "1 run is left out: not finished" in lines
     assert out.read_bytes().startswith(b"\x89PNG")
     uri = tracking_store.beside(store)
     main(["compare", "digits", "--by", "seed", "--sweep", "sweep", "--uri", uri, "--out", str(out)])

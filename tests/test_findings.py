@@ -117,18 +117,37 @@ def test_a_failed_run_is_told_in_a_line(
     assert "genray: 1 of 1 runs failed, the first one: it broke" in capsys.readouterr().err
 
 
-def test_a_difference_is_judged_by_its_standard_error(reproduce: Any, page: Any) -> None:
-    claim = page.Claim("", ("gaussian",), "steered")
-    runs = results(reproduce, {"gaussian": 0.8, "steered": 0.7})
-    latent = page.record({"latent": reproduce.FINDINGS["latent"]}, reproduce.SEEDS, runs)["findings"]["latent"]
-    groups = page.groups(latent)
-    assert claim.verdict(groups) == "+10.0 ± 0.8 points: agrees"  # sqrt(2 · .01² / 3)
-    assert page.Claim("", ("steered",), "gaussian", at_least=True).verdict(groups).endswith("**does not agree**")
-    assert page.Claim("", ("gaussian", "steered"), "navigator").verdict(groups).startswith("+30.0")
-    near = page.Claim("", ("gaussian",), "gaussian")
-    assert near.verdict(groups) == "+0.0 ± 0.8 points: not decided"
-    assert page.Claim("", ("gaussian",), "gaussian", at_least=True).verdict(groups).endswith("no difference seen")
-    assert page.Claim("", ("other",), "gaussian").verdict(groups) is None
+def test_a_difference_is_judged_between_runs_of_the_same_seed(reproduce: Any, page: Any) -> None:
+    runs = results(reproduce, {"gaussian": 0.8, "steered": 0.7, "navigator": 0.79})
+    steered = reproduce.FINDINGS["latent"].ways[1]
+    runs[steered.name(0)] = found(steered.name(0), 0.7)  # 10, 11 and 9 points less instead of 9, 10 and 11
+    runs[steered.name(2)] = found(steered.name(2), 0.72)
+    recorded = page.record({"latent": reproduce.FINDINGS["latent"]}, reproduce.SEEDS, runs)
+    groups = page.groups(recorded, "latent")
+
+    def verdict(better: tuple[str, ...], worse: str, at_least: bool = False) -> str | None:
+        return page.Claim("", better, worse, at_least).verdict(groups)
+
+    # differences of 9, 10 and 9 points: 9.33 ± 4.303 · 0.577 / sqrt(3), Student's t with 2 degrees of freedom
+    assert verdict(("gaussian",), "steered") == "+9.3 points (+7.9 to +10.8): agrees"
+    assert verdict(("steered",), "gaussian", at_least=True) == "-9.3 points (-10.8 to -7.9): **does not agree**"
+    assert verdict(("steered", "gaussian"), "navigator") == "+1.0 points (+1.0 to +1.0): agrees"
+    assert verdict(("gaussian",), "gaussian") == "+0.0 points (+0.0 to +0.0): not decided"
+    assert verdict(("gaussian",), "gaussian", at_least=True) == "+0.0 points (+0.0 to +0.0): no difference seen"
+    assert verdict(("other",), "gaussian") is None
+
+
+def test_records_made_in_the_same_way_are_one_page(reproduce: Any, page: Any) -> None:
+    runs, findings = results(reproduce, {}), reproduce.FINDINGS
+    one = page.record({"anchors": findings["anchors"]}, reproduce.SEEDS, runs)
+    other = page.record({"views": findings["views"]}, reproduce.SEEDS, runs)
+    both = page.merged(one, other)
+    assert list(both["findings"]) == ["views", "anchors"]
+    assert both["runs"] == {**one["runs"], **other["runs"]}
+    assert len(both["runs"]) == 3 * (9 + 4 - 1)
+    assert page.merged({}, one) == one
+    elsewhere = {**one, "made": {**one["made"], "cpus": "64"}}
+    assert page.merged(elsewhere, other) == other
 
 
 def test_every_claim_is_of_ways_that_are_trained(reproduce: Any, page: Any) -> None:

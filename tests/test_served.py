@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from torchvision.transforms.functional import center_crop
 
 from genray import config, export, objectives, registry, tracking_store
 from genray.augment import MEAN, STD
@@ -51,10 +52,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @torch.no_grad()
 def expected(exported: Path, images: np.ndarray) -> np.ndarray:
-    """What timm's model of the export makes of images, resized and normalised as the probes do it."""
+    """What timm's model of the export makes of images, their centres resized and normalised as the probes do it."""
     backbone = timm.create_model(f"local-dir:{exported}", pretrained=True).eval()
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    pixels = F.interpolate(pixels, size=(32, 32), mode="bilinear", antialias=True)
+    height, width = pixels.shape[-2:]
+    sides = (32, width * 32 // height) if height <= width else (height * 32 // width, 32)
+    pixels = F.interpolate(pixels, size=sides, mode="bilinear", antialias=True)
+    pixels = center_crop(pixels, [32, 32])
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
     return backbone((pixels - mean) / std).numpy()
 

@@ -29,6 +29,8 @@ from pathlib import Path
 values = json.loads(Path(sys.argv[1]).read_text())
 directory = Path(values["storage_path"]) / values["name"]
 directory.mkdir(exist_ok=True)
+(directory / "config.json").write_text(json.dumps(values))
+(directory / "metrics.jsonl").touch()
 with (directory / "starts").open("a") as file:
     file.write(f"{time.time()} {' '.join(sys.argv[2:])}\\n")
 std, seed = values["view"]["std"], values["seed"]
@@ -96,8 +98,27 @@ def test_the_same_sweep_again_does_what_is_left(train: Path, tmp_path: Path) -> 
     assert len(again.reports) == 5
     assert len(starts(runs[0])) == 2, "a run that has finished was started again"
     assert len(starts(runs[2])) == 3
-    last = records.last(tmp_path / "runs" / "all" / "metrics.jsonl")
-    assert (last["step"], last["runs.finished"], last["runs.failed"]) == (5, 5, 0)
+    noted = records.read(tmp_path / "runs" / "all" / "metrics.jsonl")
+    steps = [line["step"] for line in noted]
+    assert steps == [*range(1, 10)], "MLflow takes each step once"  # four runs, two of them again, and five
+    assert [(line["runs.finished"], line["runs.failed"]) for line in (noted[3], noted[-1])] == [(2, 2), (5, 0)]
+
+
+def test_runs_with_other_settings_are_not_taken_for_those_of_the_sweep(train: Path, tmp_path: Path) -> None:
+    [config] = configs(tmp_path, [0.5], [0])
+    sweep.sweep("all", [config], say=lambda line: None)
+    other = replace(config, training=replace(config.training, steps=4000))
+    with pytest.raises(ConfigError, match=r"training\.steps was 400, is 4000"):
+        sweep.sweep("all", [other], say=lambda line: None)
+    assert sweep.sweep("all", [config], say=lambda line: None).reports
+
+
+def test_the_sweep_has_the_settings_that_its_runs_share_and_those_that_they_do_not(tmp_path: Path) -> None:
+    found = sweep._settings(configs(tmp_path, [0.5, 1], [0, 2]))
+    assert found["sweep.view.std"] == "0.5, 1.0"
+    assert found["sweep.seed"] == "0, 2"
+    assert found["objective.kind"] == "simclr"
+    assert "view.std" not in found
 
 
 def test_a_run_that_mlflow_lacks_is_started_to_deliver_it(train: Path, tmp_path: Path) -> None:

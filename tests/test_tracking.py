@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from genray import about, configure, grids, tracking
+from genray import about, configure, grids, records, tracking
 from genray.about import parameters
 from genray.config import Config
 from genray.records import tail
@@ -73,8 +73,9 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     write(run_directory, range(300), knn=0.5, view_age_s=None, note="text")
     for step in (0, 200):
         picture(grids.path_of(run_directory / "previews", step))
-    nodes = {"step": 0, "time": 1.7e9, "system/cpu_utilization_percentage": 50.0}
-    RunDirectory(run_directory).system.write_text(json.dumps(nodes) + "\n")
+    for look in (0, 1):
+        busy = {"step": 0, "time": 1.7e9 + 10 * look, "system/cpu_utilization_percentage": 50.0 + look}
+        records.append(RunDirectory(run_directory).system, busy)
     RunDirectory(run_directory).probes.write_text(
         json.dumps({"step": 100, "time": 1.7e9, "probe.digits.linear": 0.75}) + "\n"
     )
@@ -120,9 +121,10 @@ def test_run_is_named_tagged_and_finished(first: SimpleNamespace) -> None:
 
 
 def test_probes_and_nodes_are_on_the_same_axis(first: SimpleNamespace) -> None:
-    for key, step, value in (("probe.digits.linear", 100, 0.75), ("system/cpu_utilization_percentage", 0, 50.0)):
-        [found] = first.client.get_metric_history(first.run.info.run_id, key)
-        assert (found.step, found.value) == (step, value)
+    [found] = first.client.get_metric_history(first.run.info.run_id, "probe.digits.linear")
+    assert (found.step, found.value) == (100, 0.75)
+    looks = first.client.get_metric_history(first.run.info.run_id, "system/cpu_utilization_percentage")
+    assert [(look.step, look.value) for look in looks] == [(0, 50.0), (0, 51.0)], "a look is lost while no step is made"
 
 
 def test_what_went_in_is_listed(first: SimpleNamespace) -> None:

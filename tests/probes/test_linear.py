@@ -59,6 +59,21 @@ def test_the_penalty_is_chosen_without_the_images_that_are_judged():
     assert wrong == pytest.approx((before.predict(judged) == (expected + 1) % 10).float().mean().item())
 
 
+def test_classes_that_come_in_turn_are_all_held_out():
+    x, labels = clusters(400, width=64, spread=4.0)
+    order = labels.argsort(stable=True)
+    fewest = labels.bincount().min()
+    ranks = torch.cat([torch.arange(int(count)) for count in labels.bincount()])
+    order = order[ranks < fewest].view(10, fewest).t().flatten()  # 0, 1, … 9, 0, 1, …: every fifth is a 0 or a 5
+    assert labels[order][::5].unique().tolist() == [0, 5]
+    shuffled = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(0))]
+    judged, expected = clusters(400, width=64, spread=4.0, seed=1)
+    in_turn, mixed = (linear_probe(x[rows], labels[rows], judged, expected) for rows in (order, shuffled))
+    assert in_turn == pytest.approx(mixed, abs=0.03)
+    held = linear._fifth(labels[order])
+    assert torch.equal(labels[order][held].bincount(), torch.full((10,), -(-int(fewest) // 5)))
+
+
 def test_the_penalty_is_the_best_of_the_held_out_fifth():
     random = torch.Generator().manual_seed(3)
     noise, labels = torch.randn(300, 200, generator=random), torch.randint(10, (300,), generator=random)
