@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from genray import compare, records
@@ -112,11 +113,18 @@ def _columns(pairs: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]
     return [step for step, _ in pairs], [value for _, value in pairs]
 
 
-def contrast(found: Sequence[Group], by: Sequence[str], keys: Sequence[str], path: Path) -> None:
+def contrast(
+    found: Sequence[Group],
+    by: Sequence[str],
+    keys: Sequence[str],
+    path: Path,
+    lines: Mapping[str, Group] = MappingProxyType({}),
+) -> None:
     """Write groups of runs as a PNG: a panel for each metric, mean and spread of each group, and its runs as dots.
 
     The first setting in `by` whose values are numbers is the axis, the others tell lines apart; where there is none,
-    the groups stand beside each other. What the untrained encoder and raw pixels reach is a dashed line.
+    the groups stand beside each other. What the untrained encoder and raw pixels reach is a dashed line, the mean of
+    each of `lines` a dotted one.
     """
     axis = next((place for place in range(len(by)) if _is_axis(found, place)), None)
     longest = max((len(compare.label(value)) for group in found for value in group.values), default=0)
@@ -135,6 +143,9 @@ def contrast(found: Sequence[Group], by: Sequence[str], keys: Sequence[str], pat
             floor = compare.floor(runs, name, key)
             if floor and (mean := floor.mean(prefix + key.removeprefix(compare.FINAL))) is not None:
                 axes.axhline(scale * mean, color=color, ls="--", lw=1.1, label=name)
+        for (name, group), color in zip(lines.items(), COLORS[1:] * len(lines), strict=False):
+            if (mean := group.mean(key)) is not None:
+                axes.axhline(scale * mean, color=color, ls=":", lw=1.3, label=name)
         axes.set(title=key, ylabel="%" if scale == 100 else "")
         if axes.get_legend_handles_labels()[1]:
             axes.legend(fontsize=7, frameon=False)

@@ -13,10 +13,21 @@ import pytest
 
 from genray import sweep
 from genray.compare import Found
+from genray.config import Config
+from genray.rundir import RunDirectory
 from genray.sources import listing
+from genray.tracking import Tracker
 
 ROOT = Path(__file__).parent.parent
-TAGS = {"world.cpus": "2", "world.gpus": "0", "genray.version": "1", "ray.version": "2", "torch.version": "3"}
+TAGS = {
+    "mlflow.source.git.commit": "0123456789",
+    "mlflow.source.git.dirty": "true",
+    "world.cpus": "2",
+    "world.gpus": "0",
+    "genray.version": "1",
+    "ray.version": "2",
+    "torch.version": "3",
+}
 
 
 @pytest.fixture
@@ -44,10 +55,18 @@ def few(reproduce: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reproduce, "write_real_images", lambda directory: write(directory, 100))
 
 
+SETTINGS = {
+    "stream.batch_size": "32",
+    "training.checkpoint_every": "400",
+    "probe.every": "400",
+    "tracking.previews_every": "400",
+}
+
+
 def found(name: str, linear: float, speed: float = 800.0, steps: int = 400) -> Found:
     metrics = {"final.trained.linear": linear, "final.trained.knn": linear / 2, "median.images_per_s": speed}
     floors = {f"final.{of}.{probe}": 0.25 for of in ("untrained", "raw_pixels") for probe in ("knn", "linear")}
-    return Found(name, {"training.steps": str(steps)}, {**metrics, **floors, "seconds.total": 120.0}, TAGS)
+    return Found(name, {**SETTINGS, "training.steps": str(steps)}, {**metrics, **floors, "seconds.total": 120.0}, TAGS)
 
 
 def results(reproduce: Any, linear: dict[str, float], spread: float = 0.01) -> dict[str, Found]:
@@ -125,16 +144,21 @@ def test_a_difference_is_judged_between_runs_of_the_same_seed(reproduce: Any, pa
     recorded = page.record({"latent": reproduce.FINDINGS["latent"]}, reproduce.SEEDS, runs)
     groups = page.groups(recorded, "latent")
 
-    def verdict(better: tuple[str, ...], worse: str, at_least: bool = False) -> str | None:
-        return page.Claim("", better, worse, at_least).verdict(groups)
+    def verdict(better: str, worse: str, at_least: bool = False, of: str = page.PAPER) -> str | None:
+        return page.Claim("", better, worse, at_least, of).verdict(groups)
 
     # differences of 9, 10 and 9 points: 9.33 ± 4.303 · 0.577 / sqrt(3), Student's t with 2 degrees of freedom
-    assert verdict(("gaussian",), "steered") == "+9.3 points (+7.9 to +10.8): agrees"
-    assert verdict(("steered",), "gaussian", at_least=True) == "-9.3 points (-10.8 to -7.9): **does not agree**"
-    assert verdict(("steered", "gaussian"), "navigator") == "+1.0 points (+1.0 to +1.0): agrees"
-    assert verdict(("gaussian",), "gaussian") == "+0.0 points (+0.0 to +0.0): not decided"
-    assert verdict(("gaussian",), "gaussian", at_least=True) == "+0.0 points (+0.0 to +0.0): no difference seen"
-    assert verdict(("other",), "gaussian") is None
+    assert verdict("gaussian", "steered") == "+9.3 (+7.9 to +10.8): agrees"
+    assert verdict("steered", "gaussian", at_least=True) == "-9.3 (-10.8 to -7.9): **does not agree**"
+    assert verdict("steered", "gaussian", of=page.HERE) == "-9.3 (-10.8 to -7.9): no"
+    assert verdict("navigator", "gaussian") == "-1.0 (-1.0 to -1.0): **does not agree**"
+    assert verdict("navigator", "gaussian", at_least=True) == "-1.0 (-1.0 to -1.0): agrees"  # by less than the margin
+    assert verdict("gaussian", "gaussian") == "+0.0 (+0.0 to +0.0): not decided"
+    assert verdict("gaussian", "gaussian", at_least=True, of=page.HERE) == "+0.0 (+0.0 to +0.0): yes"
+    assert verdict("other", "gaussian") is None
+    runs[steered.name(1)] = found(steered.name(1), 0.9)
+    groups = page.groups(page.record({"latent": reproduce.FINDINGS["latent"]}, reproduce.SEEDS, runs), "latent")
+    assert str(verdict("gaussian", "steered", at_least=True)).endswith(": not decided")
 
 
 def test_records_made_in_the_same_way_are_one_page(reproduce: Any, page: Any) -> None:
@@ -155,7 +179,7 @@ def test_every_claim_is_of_ways_that_are_trained(reproduce: Any, page: Any) -> N
     assert page.CLAIMS.keys() == findings.keys()
     for key, claims in page.CLAIMS.items():
         titles = {way.title for way in findings[key].ways}
-        assert all({*claim.better, claim.worse} <= titles for claim in claims)
+        assert all({claim.better, claim.worse} <= titles for claim in claims)
 
 
 def test_the_page_has_every_way_and_every_claim(reproduce: Any, page: Any, tmp_path: Path) -> None:
@@ -168,4 +192,47 @@ def test_the_page_has_every_way_and_every_claim(reproduce: Any, page: Any, tmp_p
         assert all(f"| {way.title} |" in text for way in finding.ways)
         assert all(claim.text in text for claim in page.CLAIMS[key])
     assert "| Tz + Tx, SimCLR | the preset | 3 | 400 | 40.6% ± 0.5 | 81.2% ± 1.0 | 2.0 |" in text
+    assert "| 1,000 | `stream.num_anchors = 1000` | 3 | 400 | 12.8 times | 25.0% ± 0.5 |" in text
+    assert "| endless | the preset | 3 | 400 | 1 times |" in text
     assert "untrained 25.0% ± 0.0 by kNN" in text
+    assert "`stream.batch_size = 32`, `training.steps = 400`" in text
+    assert "1 at a time" in text
+    assert "commit 01234567 with changes)" in text
+    page.write(tmp_path, page.read(tmp_path))
+    assert (tmp_path / "findings.md").read_text() == text
+
+
+def test_runs_that_are_timed_are_made_one_after_the_other(
+    reproduce: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main(["--parallel", "2", "--storage_path", str(tmp_path)])
+    assert ended.value.code == 2
+    assert "--parallel must be 1 with the finding reuse, whose runs are timed, got 2" in capsys.readouterr().err
+
+
+def test_the_page_is_made_of_what_mlflow_has(
+    reproduce: Any, few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Config] = []
+
+    def train(name: str, configs: list[Config], **more: Any) -> sweep.Outcome:
+        made.extend(configs)
+        for config in configs:
+            directory = RunDirectory.of(config).path
+            directory.mkdir(parents=True)
+            tracker = Tracker(config, directory, pytest.fail)
+            linear = 0.6 + 0.1 * (config.view.kind == "gaussian") + 0.01 * config.seed
+            metrics = {"final.trained.linear": linear, "final.trained.knn": linear / 2, "seconds.total": 60.0}
+            tracker.summary(metrics, {"world.cpus": "2", "world.gpus": "0"})
+            assert tracker.close("FINISHED", 60) == []
+        return sweep.Outcome({}, {})
+
+    monkeypatch.setattr(reproduce.sweep, "sweep", train)
+    ours = ["--findings", "latent", "--seeds", "0", "1", "--storage_path", str(tmp_path), "--training.steps", "20"]
+    reproduce.main([*ours, "--page", str(tmp_path)])
+    assert len(made) == 6
+    text = (tmp_path / "findings.md").read_text()
+    assert "| gaussian | the preset | 2 | 20 | 35.2% ± 0.4 | 70.5% ± 0.7 | 1.0 |" in text
+    assert "(gaussian over steered) | 2106.05258 | +10.0 (+10.0 to +10.0): agrees |" in text
+    assert "`training.steps = 20`" in text
