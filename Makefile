@@ -31,7 +31,7 @@ lock:
 	$(UV) pip compile --upgrade --universal --generate-hashes --no-header --no-annotate --group dev --all-extras pyproject.toml -o requirements.lock
 	echo uv | $(UV) pip compile --upgrade --universal --generate-hashes --no-header --no-annotate - -o requirements-uv.lock
 	echo google-api-python-client | $(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -c requirements.lock - -o cluster/requirements-gcp.lock
-	echo psycopg2-binary | $(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -c requirements.lock - -o cluster/requirements-mlflow.lock
+	printf 'boto3\npsycopg2-binary\n' | $(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -c requirements.lock - -o cluster/requirements-mlflow.lock
 
 clean:
 	rm -rf .venv runs
