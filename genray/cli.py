@@ -147,6 +147,8 @@ class Evaluate:
     """Its learning rate at the start (sgd)."""
     schedule: Literal["step", "cosine"] = "step"
     """How the rate falls (sgd)."""
+    mirror: bool = True
+    """Mirror random crops, of images that are known to bear it; not digits in a folder (sgd, similarity)."""
     seed: int = 0
     """Decides draws and random crops."""
     actors: int = 1
@@ -189,6 +191,7 @@ class Evaluate:
                 settings,
                 weights=self.weights,
                 size=self.size,
+                mirror=self.mirror,
                 actors=self.actors,
                 num_gpus=self.num_gpus,
                 address=self.address,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def evaluate(
     *,
     weights: Path | None = None,
     size: int | None = None,
+    mirror: bool = True,
     actors: int = 1,
     num_gpus: float | None = None,
     address: str | None = None,
@@ -75,6 +77,7 @@ def evaluate(
         settings: the numbers of the probes.
         weights: a file of weights for timm's or torchvision's model.
         size: pixels of a side to judge at.
+        mirror: whether random crops may be mirrored; never those of images that are known not to bear it.
         actors: processes of Ray Data that hold a backbone.
         num_gpus: GPUs of each.
         address: Ray cluster to join, where it is neither RAY_ADDRESS nor one to be started here.
@@ -95,16 +98,18 @@ def evaluate(
     if described is None:
         raise UserError(f"--data must name labelled images to judge on, got none; it may be {FORMS}")
     images = data.load(described)
+    images = replace(images, mirrored=images.mirrored and mirror)
     images.check_suits(probes, "--probe")
     if images.train.pixels is not None:  # they lie in memory: other processes would only have to be started
         found = judge.judge(backbones, images, probes, settings, extraction.Here(), say)
     else:
         with cluster.joined(address):
             found = judge.judge(backbones, images, probes, settings, extraction.OnRay(actors, num_gpus), say)
+    how = {**asdict(settings), "mirror": images.mirrored, **({"size": size} if size else {})}
     for backbone in backbones:
         if backbone.run is not None:
             metrics = found["backbones"][backbone.name]
-            say(recorded.record(configs[backbone.name], backbone.run, backbone.step, images.name, metrics))
+            say(recorded.record(configs[backbone.name], backbone.run, backbone.step, images.name, metrics, how))
     return found
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 from fakes import small
+from PIL import Image
 
 from genray import checkpoint, records
 from genray.config import Config
 from genray.learner import Learner
+from genray.probes.images import LabelledImages
 from genray.probes.judge import Settings
 from genray.rundir import RunDirectory
 from genray.runs import evaluate, evaluate_run, export_run
@@ -81,3 +87,23 @@ def test_a_run_is_judged_with_others_and_its_figures_are_kept(tmp_path: Path, mo
     assert said[-1] == f"recorded in {path / 'probes.jsonl'}"
     [line] = records.read(path / "probes.jsonl")
     assert (line["step"], line["probe.digit-scenes.knn"]) == (8, found["backbones"][str(path)]["knn"])
+    assert json.loads(line["probe.digit-scenes.settings"])["neighbors"] == 5
+
+
+@pytest.mark.parametrize(("given", "mirrored"), [({}, True), ({"mirror": False}, False)], ids=str)
+def test_images_are_mirrored_unless_it_is_forbidden(
+    given: dict[str, bool], mirrored: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split, name in itertools.product(("train", "val"), ("a", "b")):
+        (tmp_path / split / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / split / name / "0.png")
+    judged: list[bool] = []
+
+    def judge(backbones: Any, images: LabelledImages, *rest: Any) -> dict[str, Any]:
+        judged.append(images.mirrored)
+        return {"backbones": {}}
+
+    monkeypatch.setattr("genray.runs.judge.judge", judge)
+    monkeypatch.setattr("genray.runs.cluster.joined", lambda address: contextlib.nullcontext())
+    evaluate(["pixels"], str(tmp_path), ("sgd",), Settings(), **given)
+    assert judged == [mirrored]

@@ -48,7 +48,7 @@ def test_what_was_found_beside_the_training_is_sent_with_it(finished):
 
 def test_what_is_found_after_a_run_is_added_to_it(finished):
     config, run = finished
-    said = record(config, run.path, 3, "CIFAR10", FOUND)
+    said = record(config, run.path, 3, "CIFAR10", FOUND, {"neighbors": 20})
     assert said == f"recorded in {run.probes} and in MLflow"
     assert {"step": 3, "probe.CIFAR10.knn": 0.5, "probe.CIFAR10.few.5": 0.25}.items() <= records.last(
         run.probes
@@ -56,6 +56,8 @@ def test_what_is_found_after_a_run_is_added_to_it(finished):
     found, points = histories(run, "probe.CIFAR10.knn", "probe.CIFAR10.few.5")
     assert points == {"probe.CIFAR10.knn": [(3, 0.5)], "probe.CIFAR10.few.5": [(3, 0.25)]}
     assert found.info.status == "FINISHED"
+    settings = found.data.tags["probe.CIFAR10.settings"]
+    assert settings == records.last(run.probes)["probe.CIFAR10.settings"] == '{"neighbors": 20}'
 
 
 def test_a_run_in_progress_sends_them_itself(tmp_path):
