@@ -41,7 +41,7 @@ def register(client: MlflowClient, run_id: str, name: str, export: Path, metrics
 
     if not (export / PROGRAM).exists():
         return f"no model was registered: torch cannot export this backbone, there is no {export / PROGRAM}"
-    if client.search_model_versions(f"run_id = '{run_id}'"):
+    if any(version.name == name for version in client.search_model_versions(f"run_id = '{run_id}'")):
         return None
     with suppress(MlflowException):  # it exists
         client.create_registered_model(name)

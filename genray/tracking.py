@@ -221,7 +221,8 @@ class Tracker:
     def _describe(self, client: MlflowClient, run: Run) -> None:
         """Parameters and tags; MLflow refuses a parameter that changed, so what a resumed run changed is a tag."""
         changed = {f"changed.{path}": b for path, a, b in differences(run.data.params, self._wanted) if a and b}
-        tags = {**self._tags(), **changed}
+        began_with = {key for key in run.data.tags if key.startswith("mlflow.source.git.")}  # each start has its own
+        tags = {key: value for key, value in self._tags().items() if key not in began_with} | changed
         if sweep := self._config.tracking.sweep:
             beside = RunDirectory(self._run.path.parent / sweep)
             if parent := tracking_store.continued(client, beside, self._uri):

@@ -127,6 +127,8 @@ def test_a_run_has_one_version_of_the_registered_model(exported: Path, store: An
         np.testing.assert_allclose(model.predict(images(3)), expected(exported, images(3)), rtol=1e-4, atol=1e-5)
     finally:
         mlflow.set_tracking_uri(None)
+    assert registry.register(client, run_id, "others", exported, found) is None
+    assert [version.name for version in client.search_model_versions(f"run_id = '{run_id}'")] == ["others", "digits"]
 
 
 def test_a_model_that_cannot_be_stored_is_not_ready(

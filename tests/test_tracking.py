@@ -184,7 +184,8 @@ def test_url_of_a_store_is_a_command(first: SimpleNamespace) -> None:
     assert first.tracker.url() == f"mlflow ui --backend-store-uri sqlite:///{first.storage}/mlflow.db"
 
 
-def test_resumed_run_records_no_step_twice(first: SimpleNamespace) -> None:
+def test_resumed_run_records_no_step_twice(first: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(about, "_origin", lambda: {"mlflow.source.git.commit": "one"})
     settings, run_directory = make(first.storage, "resumed")
     write(run_directory, range(50))
     assert Tracker(settings, run_directory, pytest.fail).close("KILLED", 60) == []
@@ -196,6 +197,7 @@ def test_resumed_run_records_no_step_twice(first: SimpleNamespace) -> None:
     write(run_directory, range(50, 51))
     write(run_directory, range(30, 80))
     again = configure.build({**settings.to_dict(), "learners": {"num_workers": 2}})
+    monkeypatch.setattr(about, "_origin", lambda: {"mlflow.source.git.commit": "two"})
     tracker = Tracker(again, run_directory, pytest.fail)
     eventually(lambda: first.client.get_run(run_id).info.status == "RUNNING")
     write(run_directory, range(70, 90), knn=0.5)  # and once more while it follows the file
@@ -209,6 +211,7 @@ def test_resumed_run_records_no_step_twice(first: SimpleNamespace) -> None:
     assert run.data.tags["changed.learners.num_workers"] == "2"
 
     [start] = children(first.client, run)
+    assert [found.data.tags["mlflow.source.git.commit"] for found in (run, start)] == ["one", "two"]
     assert (start.info.run_name, start.info.status) == ("resumed, start 2", "FINISHED")
     told = {key: start.data.tags[key] for key in ("kind", "first_step", "last_step", "world.learners")}
     assert told == {"kind": "start", "first_step": "50", "last_step": "89", "world.learners": "2"}
