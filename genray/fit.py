@@ -91,7 +91,7 @@ def fit(
             return cast("dict[str, Any]", report)
         fetch(config)
         data.check(config.probe)
-        with mirror.mirrored(run.path) as brought:
+        with mirror.mirrored(run.path, say) as brought:
             return _fit(config, plan, run, address, say, started, brought)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,50 +11,80 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from genray import storage
-from genray.settings import UserError
 from genray.storage import LINES, STOP, TREES, Stored
 
 EVERY_S = 4.0
-"""Seconds between two looks."""
+"""Seconds between two looks, and between two signs of life."""
 IDLE = 20
 """Times as long as the last look took that the next one waits at least: long files are not carried all the time."""
 UNDELIVERED = "mlflow.undelivered"
 OURS = ("*.json", "*.jsonl", "report.png", UNDELIVERED)
 LEFT_HERE = ("processes-", storage.LEASE, "checkpoint_")
 """Beginnings of names of what no other machine needs."""
-TAKEN = "nodes.json"
-"""How much of the other nodes' lines has been taken over."""
+
+
+def _end() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager
-def mirrored(run: Path) -> Iterator[Callable[[], None]]:
+def mirrored(
+    run: Path, say: Callable[[str], None] = lambda line: None, end: Callable[[], None] = _end
+) -> Iterator[Callable[[], None]]:
     """Carry while the block runs, and once more after it; nothing where the run is in a directory.
 
     Yields what carries at once, and returns when all is here that other nodes have written.
+
+    Args:
+        run: its directory on this machine.
+        say: called, from a thread, with a line at the first failure.
+        end: called, from a thread, once another machine has taken the run over, while this one seemed dead.
     """
     if (stored := storage.of(run)) is None:
         yield lambda: None
         return
     mirror, over = Mirror(stored), threading.Event()
 
-    def work() -> None:
-        wait = EVERY_S
-        while not over.wait(wait):
+    def again_and_again(what: Callable[[], None], idle: int) -> None:
+        wait, told = EVERY_S, False
+        while not over.wait(wait) and not mirror.lost:
             began = time.monotonic()
-            with suppress(UserError):  # the store is away; what is here is carried when it is back
-                mirror.look()
-            wait = max(EVERY_S, IDLE * (time.monotonic() - began))
+            try:
+                what()
+            except Exception as error:  # of whatever kind: what is here is carried when the store is back
+                if not told:
+                    say(f"{run.name} is not kept in its store just now, and is tried again ({error})")
+                told = True
+            wait = max(EVERY_S, idle * (time.monotonic() - began))
 
-    thread = threading.Thread(target=work, name="genray-mirror", daemon=True)
+    def live() -> None:
+        if driver := mirror.live():
+            say(f"{run.name} was taken over on {driver}, and ends here")
+            end()
+
     stored.remove(STOP)
-    thread.start()
+    threads = [
+        threading.Thread(target=again_and_again, args=arguments, name="genray-mirror", daemon=True)
+        for arguments in ((mirror.look, IDLE), (live, 1))
+    ]
+    for thread in threads:
+        thread.start()
     try:
         yield mirror.look
-    finally:
-        over.set()
+    except BaseException:
+        with suppress(Exception):  # what ended the run is what its user must hear of
+            _last(mirror, over, threads)
+        raise
+    _last(mirror, over, threads)
+
+
+def _last(mirror: Mirror, over: threading.Event, threads: list[threading.Thread]) -> None:
+    over.set()
+    for thread in threads:
         thread.join()
-        mirror.look()
-        stored.remove(STOP)
+    mirror.look()
+    if not mirror.lost:
+        mirror.stored.remove(STOP)
 
 
 class Mirror:
@@ -62,16 +93,30 @@ class Mirror:
     def __init__(self, stored: Stored) -> None:
         self.stored = stored
         self.sent: dict[str, tuple[int, int]] = {}
+        self.taken: dict[str, int] = {}
+        self.lost = False
+        """Whether another machine has taken the run over, so that nothing of this one counts any more."""
         self.one = threading.Lock()
 
+    def live(self) -> str | None:
+        """Show a sign of life, and pass on that the run was asked to stop; or the host that has taken it over.
+
+        Raises UserError.
+        """
+        if driver := self.stored.driver():
+            self.lost = True
+            return driver
+        self.stored.show_life()
+        if (self.stored.run / STOP).exists():
+            self.stored.put(self.stored.run / STOP, STOP)
+        return None
+
     def look(self) -> None:
-        """Take over what the others wrote, send what is new, show a sign of life. Raises UserError."""
+        """Take over what the others wrote, and send what is new. Raises UserError."""
         with self.one:
-            run = self.stored.run
-            if (run / STOP).exists():
-                self.stored.put(run / STOP, STOP)
-            self.stored.show_life()
-            there = self.stored.files()
+            if self.live():
+                return
+            run, there = self.stored.run, self.stored.files()
             self._take_over(there)
             self.stored.pull({name: size for name, size in there.items() if name.startswith(TREES)})
             for path in sorted({path for pattern in OURS for path in run.glob(pattern)}):
@@ -90,19 +135,14 @@ class Mirror:
                 self.sent[path.name] = state
 
     def _take_over(self, there: Mapping[str, int]) -> None:
-        """Add the lines that other nodes have written to the run's own files."""
-        file = self.stored.run / TAKEN
-        taken: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
-        before = dict(taken)
+        """Add the lines that any node has written to the run's own files, those that they lack."""
         for name, size in there.items():
             kind, _, rest = name.partition("/")
-            node, _, of = rest.partition("/")
-            if kind != "nodes" or node == self.stored.identity or of not in LINES or size <= taken.get(name, 0):
+            of = rest.partition("/")[2]
+            if kind != "nodes" or of not in LINES or size == self.taken.get(name):
                 continue
-            content = self.stored.read(name) or b""
-            new = content[taken.get(name, 0) : content.rfind(b"\n") + 1]
-            with (self.stored.run / of).open("ab") as ours:
-                ours.write(new)
-            taken[name] = taken.get(name, 0) + len(new)
-        if taken != before:
-            file.write_text(json.dumps(taken))
+            ours = self.stored.run / of
+            known = ours.read_bytes() if ours.exists() else b""
+            with ours.open("ab") as file:
+                file.write(storage.lacking(known, self.stored.read(name) or b""))
+            self.taken[name] = size

@@ -2,12 +2,13 @@
 
 A `storage_path` such as `s3://bucket/runs` has a working directory on every node. Ray Train writes checkpoints to the
 store by itself; `genray.mirror` brings there what the driver's node writes, under the run's name. What the processes
-of another node write goes below `nodes/`, from where the driver takes it. Files of JSON lines are only ever added to,
-so of two copies the longer one is the newer.
+of another node write goes below `nodes/`, from where the driver takes it. Files of JSON lines are only ever added to:
+of two copies the longer one is the newer, and where several nodes add to one, each line counts once.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import shutil
@@ -71,6 +72,12 @@ def of(run: Path) -> Stored | None:
     """The store of a run by its directory on this machine; None where that directory is all there is."""
     address = run.parent / ADDRESS
     return Stored(run, address.read_text()) if address.exists() else None
+
+
+def lacking(lines: bytes, more: bytes) -> bytes:
+    """The lines of the second that the first has not; one that is still being written is left out."""
+    known = set(lines.split(b"\n"))
+    return b"".join(line + b"\n" for line in more.split(b"\n")[:-1] if line not in known)
 
 
 def carry(path: Path, run: Path) -> None:
@@ -141,9 +148,15 @@ class Stored:
         return self._listed(self._path(""))
 
     def put(self, path: Path, name: str) -> None:
-        """Write a file to the store; one that has gone by then is left out."""
-        with suppress(FileNotFoundError), path.open("rb") as source, self._written(name) as target:
-            shutil.copyfileobj(source, target, 1 << 22)
+        """Write a file to the store; one that has gone by then is left out.
+
+        Of two processes of this machine that do so at the same time the second one waits, so that what is there in the
+        end is what was here last.
+        """
+        with suppress(FileNotFoundError), path.open("r+b") as source:  # which NFS asks for, to lock it
+            fcntl.flock(source, fcntl.LOCK_EX)
+            with self._written(name) as target:
+                shutil.copyfileobj(source, target, 1 << 22)
 
     def write(self, name: str, text: str) -> None:
         """Write a small file of the store."""
@@ -174,10 +187,15 @@ class Stored:
                 self._files.delete_dir(found.path)
 
     def pull(self, wanted: Mapping[str, int]) -> None:
-        """Take files with these names and sizes from the store, those that are not here in the same size."""
+        """Take files with these names and sizes from the store.
+
+        What lies in a directory is written once, and lines are only added: of them what is here in the same size is
+        not taken again. Other files, such as Ray Train's list of checkpoints, change and may keep their size.
+        """
         for name, size in wanted.items():
             path = self.run / name
-            if path.is_file() and path.stat().st_size == size:
+            same_by_size = "/" in name or name.endswith(".jsonl")
+            if same_by_size and path.is_file() and path.stat().st_size == size:
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
@@ -197,19 +215,25 @@ class Stored:
     def take_up(self, anew: bool = False) -> bool:
         """Make the records here those of the store, where they are longer if another driver went on with the run.
 
-        Records of another run of this name go; with `anew` also those of a run that the store does not have.
+        Lines that several nodes add to are those of the store and then those of here that it lacks. Records of another
+        run of this name go; with `anew` also those of a run that the store does not have.
 
         Returns:
             Whether the store has the run.
         """
         there = {name: size for name, size in self.files().items() if "/" not in name or name.startswith(TREES)}
-        begun, ours = self.read(BIRTH), self.run / BIRTH
-        if anew if begun is None else not ours.exists() or ours.read_bytes() != begun:
+        begun, birth = self.read(BIRTH), self.run / BIRTH
+        if anew if begun is None else not birth.exists() or birth.read_bytes() != begun:
             self._clear()
         for name in list(there):
             path = self.run / name
             longer = name.endswith(".jsonl") and path.exists() and path.stat().st_size > there[name]
-            if longer or name in (LEASE, STOP) or name.startswith(CHECKPOINTS):
+            if name in LINES:
+                ours = path.read_bytes() if path.exists() else b""
+                theirs = self.read(name) or b""
+                theirs = theirs[: theirs.rfind(b"\n") + 1]
+                path.write_bytes(theirs + lacking(theirs, ours))
+            if longer or name in (LEASE, STOP, *LINES) or name.startswith(CHECKPOINTS):
                 del there[name]
         self.pull(there)
         return begun is not None
@@ -236,7 +260,8 @@ class Stored:
             yield
         finally:
             with suppress(UserError):
-                self.remove(LEASE)
+                if self._mark().get("node") == self.identity:
+                    self.remove(LEASE)
 
     def show_life(self) -> None:
         """Say that this machine's driver is alive."""
@@ -244,9 +269,13 @@ class Stored:
 
     def driver(self) -> str | None:
         """The host of another machine that drives the run; None where there is none."""
-        mark = json.loads(self.read(LEASE) or "{}")
+        mark = self._mark()
         alive = mark and mark["node"] != self.identity and time.time() - mark["time"] < LEASE_S
         return str(mark["host"]) if alive else None
+
+    def _mark(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.read(LEASE) or b"{}")
+        return found
 
     def _clear(self) -> None:
         for path in self.run.glob("*"):

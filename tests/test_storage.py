@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ from fakes import small
 from harness import Run
 from moto.server import ThreadedMotoServer
 
-from genray import checkpoint, configure, faults, records, storage
+from genray import checkpoint, configure, faults, mirror, records, storage
 from genray.cli import main
 from genray.mirror import Mirror, mirrored
 from genray.rundir import RunDirectory, runs
@@ -65,6 +67,13 @@ def begun(url: str, name: str = "run") -> RunDirectory:
     run.take_up()
     run.claim(config)
     return run
+
+
+def eventually(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @contextmanager
@@ -202,16 +211,110 @@ def test_pictures_and_exports_of_other_nodes_reach_the_driver(
         assert (run.export / "deep" / "model").read_text() == "weights"
 
 
-def test_a_run_is_asked_to_stop_through_the_store(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_asked_to_stop_through_the_store_whatever_is_carried(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "EVERY_S", 0.05)
+    monkeypatch.setattr(Mirror, "look", lambda self: carried.wait(60))
+    carried = threading.Event()
     run = begun(url)
     go_to(monkeypatch, tmp_path, "node")
     learner = RunDirectory.of(small(name="run", storage_path=url))
-    with driven(run) as brought:
+    with driven(run):
         assert not learner.asked_to_stop()
         run.stop.touch()
-        brought()
-        assert learner.asked_to_stop()
+        eventually(learner.asked_to_stop)
+        carried.set()
     assert not learner.asked_to_stop()
+
+
+def test_a_driver_ends_when_another_machine_has_taken_over(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "EVERY_S", 0.05)
+    run, ended, said = begun(url), threading.Event(), []
+    records.append(run.metrics, {"step": 4})
+    with run.locked(), mirrored(run.path, said.append, ended.set):
+        first = store_of(run)
+        go_to(monkeypatch, tmp_path, "second")
+        there = RunDirectory.of(small(name="run", storage_path=url))
+        store_of(there).show_life()
+        assert ended.wait(30)
+        assert "run was taken over on" in said[0]
+        records.append(run.metrics, {"step": 8})
+        (run.path / "stop").touch()
+    assert first.exists(storage.LEASE), "the other's sign of life is gone"
+    assert not first.exists(storage.STOP), "the other was asked to stop"
+    assert b'"step": 8' not in (first.read("metrics.jsonl") or b"")
+
+
+def test_carrying_goes_on_after_a_failure_of_any_kind(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "EVERY_S", 0.05)
+    look, fails = Mirror.look, [ValueError("odd"), OSError("full")]
+
+    def failing(self: Mirror) -> None:
+        if fails:
+            raise fails.pop(0)
+        look(self)
+
+    monkeypatch.setattr(Mirror, "look", failing)
+    run, said = begun(url), []
+    with run.locked(), mirrored(run.path, said.append):
+        records.append(run.metrics, {"step": 4})
+        eventually(lambda: store_of(run).exists("metrics.jsonl"))
+    assert said == ["run is not kept in its store just now, and is tried again (odd)"]
+
+
+def test_what_ended_a_run_is_told_where_the_store_is_away_too(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begun(url)
+
+    def away(self: Mirror) -> None:
+        raise UserError("the store is away")
+
+    monkeypatch.setattr(Mirror, "look", away)
+    with pytest.raises(RuntimeError, match="it broke"), run.locked(), mirrored(run.path):
+        raise RuntimeError("it broke")
+    with pytest.raises(UserError, match="away"), run.locked(), mirrored(run.path):
+        pass
+
+
+def test_a_list_of_checkpoints_of_the_same_length_is_taken_again(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begun(url)
+    stored = store_of(run)
+    for name in ("checkpoint_manager_snapshot.json", "mlflow.json"):
+        stored.write(name, '["checkpoint_4"]')
+    go_to(monkeypatch, tmp_path, "second")
+    there = store_of(begun(url))
+    there.pull_checkpoints()
+    for name in ("checkpoint_manager_snapshot.json", "mlflow.json"):
+        stored.write(name, '["checkpoint_8"]')
+    there.pull_checkpoints()
+    assert (there.run / "checkpoint_manager_snapshot.json").read_text() == '["checkpoint_8"]'
+    there.take_up()
+    assert (there.run / "mlflow.json").read_text() == '["checkpoint_8"]'
+
+
+def test_faults_of_a_node_that_takes_over_are_neither_lost_nor_doubled(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begun(url)
+    faults.note(run.faults, "of the first driver")
+    go_to(monkeypatch, tmp_path, "node")
+    node = RunDirectory.of(small(name="run", storage_path=url))
+    for number in range(3):
+        faults.note(node.faults, f"of the node, {number}")
+    Mirror(store_of(run)).look()
+    faults.note(node.faults, "of the node, later")
+    store_of(run).remove(storage.LEASE)  # a minute later
+    again = begun(url)  # there, where the driver is now
+    with driven(again) as brought:
+        brought()
+        brought()
+    expected = ["of the first driver", *(f"of the node, {number}" for number in range(3)), "of the node, later"]
+    assert [line["fault"] for line in records.read(again.faults)] == expected
+    assert len((store_of(run).read("faults.jsonl") or b"").splitlines()) == 5
 
 
 def test_the_last_whole_checkpoint_of_the_store_is_taken(
