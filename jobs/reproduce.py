@@ -24,7 +24,7 @@ from typing import Any
 
 from PIL import Image
 
-from genray import cli, compare, configure, space, sweep, tracking_store
+from genray import cli, compare, configure, job, space, sweep, tracking_store
 from genray.compare import Found
 from genray.config import Config
 from genray.scenes import scenes
@@ -222,7 +222,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time, in one Ray cluster")
     parser.add_argument("--address", help="Ray cluster to join")
-    parser.add_argument("--page", default=str(ROOT / "docs"), help="directory of the page; none where it is empty")
+    here = "" if job.submission_id() else str(ROOT / "docs")  # a job's checkout is a copy, which goes with it
+    parser.add_argument("--page", default=here, help="directory of the page; none where it is empty, and from a job")
     asked, overrides = parser.parse_known_args(arguments)
     with cli.told():
         findings = train(asked, overrides)
