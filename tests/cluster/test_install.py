@@ -111,6 +111,19 @@ def test_the_locks_of_clusters_agree_with_that_of_the_package() -> None:
         assert text.count("--hash=") >= len(found)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="hadolint is installed on Linux alone")
+def test_the_image_is_linted(tmp_path: Path) -> None:
+    def lint(file: Path) -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).with_name("hadolint")), "--no-color", str(file)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    found = lint(ROOT / "cluster" / "Dockerfile")
+    assert found.returncode == 0, found.stdout
+    wrong = tmp_path / "Dockerfile"
+    wrong.write_text("FROM python\nRUN cd /tmp && sudo pip install ray\n")
+    assert {"DL3003", "DL3004", "DL3006"} <= set(re.findall(r"DL\d+", lint(wrong).stdout))
+
+
 def test_the_image_is_pinned_and_not_of_root() -> None:
     [base] = steps("FROM")
     assert re.fullmatch(r"[\w./-]+:\d+\.\d+\.\d+[\w.-]*", base)

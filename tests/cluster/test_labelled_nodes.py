@@ -146,7 +146,8 @@ def test_a_job_is_placed_by_labels_stopped_resumed_and_another_refused(cluster: 
     run.file.write_text(json.dumps(run.values))
     train = [sys.executable, str(ROOT / "jobs/train.py"), str(run.file)]
 
-    assert cluster.job("list", RAY_AUTH_TOKEN=secrets.token_hex(32)).returncode != 0
+    for without in ({"RAY_AUTH_TOKEN": secrets.token_hex(32)}, {"RAY_AUTH_MODE": "disabled"}):  # a wrong one, and none
+        assert cluster.job("list", **without).returncode != 0
 
     submitted = cluster.submit("placed", *train)
     assert submitted.returncode == 0, submitted.stderr
