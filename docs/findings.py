@@ -255,19 +255,21 @@ def _each(recorded: Mapping[str, Any], what: str) -> str:
 
 def _table(finding: Mapping[str, Any], ways: Mapping[str, Group], common: Mapping[str, str]) -> list[str]:
     again = finding["axis"].startswith("stream.num_")
-    seen = " an anchor is seen |" if again else ""
+    alone = finding["at_a_time"] == 1  # else the minutes say little of a way
+    seen, timed = " an anchor is seen |" * again, " minutes |" * alone
     lines = [
-        f"| {finding['axis'] or 'way'} | settings | runs | updates |{seen} kNN | linear probe | minutes |",
-        f"|---|---|---:|---:|{'---:|' * again}---:|---:|---:|",
+        f"| {finding['axis'] or 'way'} | settings | runs | updates |{seen} kNN | linear probe |{timed}",
+        f"|---|---|---:|---:|{'---:|' * again}---:|---:|{'---:|' * alone}",
     ]
     for title, group in ways.items():
         settings = finding["ways"][title]["settings"]
         steps, seconds = group.mean("steps") or 0, group.mean("seconds.total") or 0
         shown = steps * int(common["stream.batch_size"])
         seen = f" {shown / settings.get('stream.num_anchors', shown):.3g} times |" * again
+        timed = f" {seconds / 60:.1f} |" * alone
         lines.append(
             f"| {title} | {_told(settings) or 'the preset'} | {len(group.runs)} | {steps:g} |{seen} "
-            f"{compare.shown(group, KNN)} | {compare.shown(group, LINEAR)} | {seconds / 60:.1f} |"
+            f"{compare.shown(group, KNN)} | {compare.shown(group, LINEAR)} |{timed}"
         )
     return lines
 

@@ -42,6 +42,8 @@ BUSY = ("cpu_utilization_percentage", "utilization_percentage")
 """What is shown of the nodes: their CPUs and GPUs."""
 WIDEST = 24.0
 """Inches of a panel, however many groups stand beside each other."""
+WIDE_PANEL = 6.0
+"""Inches from which panels stand below each other, so that a page can show them without shrinking their text."""
 WIDE = 20
 """A largest value that is so many times the smallest asks for a logarithmic axis."""
 LABELLED = 8
@@ -129,7 +131,9 @@ def contrast(
     axis = next((place for place in range(len(by)) if _is_axis(found, place)), None)
     longest = max((len(compare.label(value)) for group in found for value in group.values), default=0)
     beside = (0.2 + 0.075 * longest) * len(found) if axis is None else 0
-    made, panels = figure(len(keys), 1, width=min(max(4.6, beside), WIDEST), height=3.6)
+    width = min(max(4.6, beside), WIDEST)
+    columns, rows = (1, len(keys)) if width > WIDE_PANEL else (len(keys), 1)
+    made, panels = figure(columns, rows, width=width, height=3.6)
     for axes, key in zip(panels, keys, strict=True):
         scale = 100 if compare.is_share(key) else 1
         if axis is None:
