@@ -240,3 +240,13 @@ def test_the_page_is_made_of_what_mlflow_has(
     assert "| gaussian | the preset | 2 | 20 | 35.2% ± 0.4 | 70.5% ± 0.7 | 1.0 |" in text
     assert "(gaussian over steered) | 2106.05258 | +10.0 (+10.0 to +10.0): agrees |" in text
     assert "`training.steps = 20`" in text
+
+
+def test_the_page_that_is_here_is_that_of_its_record(page: Any, reproduce: Any) -> None:
+    recorded = page.read(page.DOCS)
+    assert (page.DOCS / "findings.md").read_text() == page.page(recorded)
+    assert {"views", "reuse", "wall"} <= recorded["findings"].keys() <= page.CLAIMS.keys()
+    for key, finding in recorded["findings"].items():
+        assert (page.DOCS / f"findings-{key}.png").exists()
+        assert all(len(way["runs"]) >= len(reproduce.SEEDS) for way in finding["ways"].values())
+        assert "with changes" not in finding["commit"]
