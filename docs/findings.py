@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "jobs"))
 
-from reproduce import BASE, COMMON, PRESET, Finding  # noqa: E402
+from reproduce import BASE, COMMON, PRESET, SEEDS, Finding  # noqa: E402
 from scipy import stats  # noqa: E402
 
 from genray import compare, curves  # noqa: E402
@@ -215,6 +215,7 @@ def page(recorded: Mapping[str, Any]) -> str:
         "",
         "```",
         "python jobs/reproduce.py                        # every run, then this page; goes on where it was stopped",
+        *_more_seeds(recorded),
         "genray compare findings --sweep findings        # the same runs from their MLflow store, as one table",
         "python docs/findings.py                         # this page again, from docs/findings.json",
         "```",
@@ -247,6 +248,16 @@ def page(recorded: Mapping[str, Any]) -> str:
             f"![{finding['title']}](findings-{key}.png)",
         ]
     return "\n".join([*lines, *parts, "", *_floors(recorded)]) + "\n"
+
+
+def _more_seeds(recorded: Mapping[str, Any]) -> list[str]:
+    """The commands for findings with other seeds than those that a plain call trains."""
+    asked: dict[str, list[str]] = {}
+    for key, finding in recorded["findings"].items():
+        seeds = " ".join(next(iter(finding["ways"].values()))["runs"])
+        if key != "wall" and seeds != " ".join(map(str, SEEDS)):  # which comes with reuse
+            asked.setdefault(seeds, []).append(key)
+    return [f"python jobs/reproduce.py --findings {' '.join(keys)} --seeds {seeds}" for seeds, keys in asked.items()]
 
 
 def _each(recorded: Mapping[str, Any], what: str) -> str:

@@ -171,6 +171,10 @@ def test_records_made_in_the_same_way_are_one_page(reproduce: Any, page: Any) ->
     assert both["runs"] == {**one["runs"], **other["runs"]}
     assert len(both["runs"]) == 3 * (9 + 4 - 1)
     assert page.merged({}, one) == one
+    assert "--seeds" not in page.page(both)
+    runs |= {way.name(3): found(way.name(3), 0.5) for way in findings["views"].ways}
+    more = page.merged(one, page.record({"views": findings["views"]}, (0, 1, 2, 3), runs))
+    assert "\npython jobs/reproduce.py --findings views --seeds 0 1 2 3\n" in page.page(more)
     elsewhere = {**one, "made": {**one["made"], "cpus": "64"}}
     assert page.merged(elsewhere, other) == other
 
