@@ -1,6 +1,6 @@
 """The page of the paper's findings: from an MLflow store to docs/findings.json, and from that to the page.
 
-    python docs/findings.py     # writes docs/findings.md and its pictures from docs/findings.json again
+    python docs/findings.py     # writes docs/findings.md, its pictures and README's table from docs/findings.json again
 
 `jobs/reproduce.py` trains the runs and calls this with what the store has of them. No figure of the page, and no word
 about which side a comparison falls on, is typed by hand.
@@ -19,16 +19,24 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "jobs"))
 
+from figures import fill  # noqa: E402
 from reproduce import BASE, COMMON, PRESET, SEEDS, Finding  # noqa: E402
 from scipy import stats  # noqa: E402
 
 from genray import compare, curves  # noqa: E402
 from genray.compare import FINAL, Found, Group  # noqa: E402
 
-DOCS = Path(__file__).parent
+DOCS = ROOT / "docs"
 LINEAR, KNN = f"{FINAL}linear", f"{FINAL}knn"
 KEPT = ("final.", "median.images_per_s", "seconds.")
 """Beginnings of the metrics that the page needs."""
+HEADLINE = {
+    "generated, latent views and pixel augmentation": "Tz + Tx, SimCLR",
+    "generated, pixel augmentation alone": "Tx only, SimCLR",
+    "real, pixel augmentation alone": "real images, Tx, SimCLR",
+    "real, with labels (supervised)": "real images, supervised",
+}
+"""What README tells of, in its words, and the ways of the finding `views`."""
 LINES = ("real images, Tx, SimCLR", "real images, supervised")
 """Ways that are lines in the pictures of the other findings."""
 SURE = 0.95
@@ -267,7 +275,7 @@ def _each(recorded: Mapping[str, Any], what: str) -> str:
 def _table(finding: Mapping[str, Any], ways: Mapping[str, Group], common: Mapping[str, str]) -> list[str]:
     again = finding["axis"].startswith("stream.num_")
     alone = finding["at_a_time"] == 1  # else the minutes say little of a way
-    seen, timed = " an anchor is seen |" * again, " minutes |" * alone
+    seen, timed = " times an anchor is seen |" * again, " minutes |" * alone
     lines = [
         f"| {finding['axis'] or 'way'} | settings | runs | updates |{seen} kNN | linear probe |{timed}",
         f"|---|---|---:|---:|{'---:|' * again}---:|---:|{'---:|' * alone}",
@@ -276,7 +284,7 @@ def _table(finding: Mapping[str, Any], ways: Mapping[str, Group], common: Mappin
         settings = finding["ways"][title]["settings"]
         steps, seconds = group.mean("steps") or 0, group.mean("seconds.total") or 0
         shown = steps * int(common["stream.batch_size"])
-        seen = f" {shown / settings.get('stream.num_anchors', shown):.3g} times |" * again
+        seen = f" {shown / settings.get('stream.num_anchors', shown):.3g} |" * again
         timed = f" {seconds / 60:.1f} |" * alone
         lines.append(
             f"| {title} | {_told(settings) or 'the preset'} | {len(group.runs)} | {steps:g} |{seen} "
@@ -299,10 +307,23 @@ def _floors(recorded: Mapping[str, Any]) -> list[str]:
     return [f"Without training: {'; '.join(cells)} (dashed in the pictures)."]
 
 
+def headline(recorded: Mapping[str, Any]) -> str:
+    """README's table: generated views beside real images."""
+    ways = groups(recorded, "views")
+    rows = (
+        f"| {text} | {compare.shown(ways[way], KNN)} | {compare.shown(ways[way], LINEAR)} |"
+        for text, way in HEADLINE.items()
+    )
+    return "\n".join(["| the encoder learns from | kNN | linear probe |", "|---|---:|---:|", *rows])
+
+
 def write(directory: Path, recorded: Mapping[str, Any]) -> None:
-    """Write findings.json, findings.md and a picture for each finding."""
+    """Write findings.json, findings.md and a picture for each finding; for the page of docs/ README's table too."""
     (directory / "findings.json").write_text(json.dumps(recorded, indent=1) + "\n")
     (directory / "findings.md").write_text(page(recorded))
+    if directory.resolve() == DOCS and "views" in recorded["findings"]:
+        readme = ROOT / "README.md"
+        readme.write_text(fill(readme.read_text(), "findings", headline(recorded)))
     beside = groups(recorded, "views") if "views" in recorded["findings"] else {}
     for key, finding in recorded["findings"].items():
         ways, picture = list(groups(recorded, key).values()), directory / f"findings-{key}.png"
