@@ -85,6 +85,8 @@ TZ_ONLY: Settings = {"augment.policy": "none"}
 REAL_IMAGES: Settings = {"source.kind": "images", "source.image_size": 32, "view.kind": "none"}
 SUPCON: Settings = {"objective.kind": "supcon"}
 SUPERVISED: Settings = {"objective.kind": "classifier"}
+CROPS: Settings = {"augment.scale": [0.2, 1.0]}
+"""As the paper has them: those of `augment.policy = "digits"`, which keep a digit whole, leave 0.8 to 1 of the area."""
 ONE_THOUSAND: Settings = {"stream.num_anchors": 1000}
 
 FINDINGS: dict[str, Finding] = {
@@ -101,6 +103,18 @@ FINDINGS: dict[str, Finding] = {
             Way("Tz + Tx, SupCon", SUPCON),
             Way("real images, Tx, SupCon", {**SUPCON, **REAL_IMAGES}),
             Way("real images, supervised", {**SUPERVISED, **REAL_IMAGES}),
+        ),
+    ),
+    "crops": Finding(
+        "Which views, with the paper's crops",
+        "",
+        (
+            Way("Tx only, crops of 0.8", TX_ONLY),
+            Way("Tz + Tx, crops of 0.8", BASE.settings),
+            Way("real images, Tx, crops of 0.8", REAL_IMAGES),
+            Way("Tx only, crops of 0.2", {**CROPS, **TX_ONLY}),
+            Way("Tz + Tx, crops of 0.2", CROPS),
+            Way("real images, Tx, crops of 0.2", {**CROPS, **REAL_IMAGES}),
         ),
     ),
     "latent": Finding(
