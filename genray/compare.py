@@ -38,6 +38,9 @@ class Found:
     metrics: Mapping[str, float]
     """The last value of each."""
     tags: Mapping[str, str]
+    started: float = 0.0
+    """Seconds since 1970, as is the end."""
+    ended: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,14 @@ def _finished(client: MlflowClient, experiment: str, sweep: str | None) -> tuple
                 f"--sweep must be one of {', '.join(sweeps) or 'none'}, got {sweep!r}{_near(sweep, sweeps)}"
             )
     found = [
-        Found(run.info.run_name, run.data.params, run.data.metrics, run.data.tags)
+        Found(
+            run.info.run_name,
+            run.data.params,
+            run.data.metrics,
+            run.data.tags,
+            run.info.start_time / 1000,
+            run.info.end_time / 1000,
+        )
         for run in runs
         if run.info.status == "FINISHED"
     ]

@@ -1,6 +1,6 @@
 """The paper's findings on the embedded generator, by one command: every run, their comparison, and a page of it all.
 
-    python jobs/reproduce.py                                   # all: eighty runs of two minutes on 2 CPU cores
+    python jobs/reproduce.py                                   # all; docs/findings.md has what that took
     python jobs/reproduce.py --findings views std --page ""   # some of the findings, and no page
     ray job submit --working-dir . -- python jobs/reproduce.py --findings views --storage_path /shared/runs --parallel 8
 
@@ -17,7 +17,7 @@ import importlib
 import itertools
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,12 +192,26 @@ def equally_long(found: Mapping[str, Found], seeds: Sequence[int], steps: int) -
         found: the runs of `reuse`, which say how fast each way is.
         seeds: of them.
         steps: updates of the first.
+
+    Raises:
+        UserError: one of them had to share the machine, so its speed says nothing.
     """
     first, *others = FINDINGS["reuse"].ways
+    for name in (way.name(seed) for way in (first, *others) for seed in seeds):
+        if others_beside(found[name], found.values()):
+            raise UserError(
+                f"the runs of the finding reuse must be made one at a time, got {name}, which ran beside another; "
+                "delete its directory and its run in MLflow, and start again"
+            )
     speed = {way: statistics.median(found[way.name(s)].metrics[SPEED] for s in seeds) for way in (first, *others)}
     longer = {way: ROUND * round(steps * speed[way] / speed[first] / ROUND) for way in others}
     ways = (Way(way.title, {**way.settings, "training.steps": longer[way]}) for way in others)
     return Finding(WALL, "stream.reuse", (first, *ways))
+
+
+def others_beside(run: Found, found: Iterable[Found]) -> int:
+    """How many of the other runs went on during a part of this one."""
+    return sum(other.started < run.ended and run.started < other.ended for other in found if other.name != run.name)
 
 
 def results(config: Config) -> dict[str, Found]:
@@ -245,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.path.insert(0, str(ROOT / "docs"))
             page = importlib.import_module("findings")
             found = results(configs([BASE], asked.seeds[:1], overrides)[0])
-            recorded = page.record(findings, asked.seeds, found, asked.parallel)
+            recorded = page.record(findings, asked.seeds, found)
             page.write(Path(asked.page), page.merged(page.read(Path(asked.page)), recorded))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import sys
@@ -16,6 +17,7 @@ from genray import sweep
 from genray.compare import Found
 from genray.config import Config
 from genray.rundir import RunDirectory
+from genray.settings import UserError
 from genray.sources import listing
 from genray.tracking import Tracker
 
@@ -154,9 +156,19 @@ def test_a_difference_is_judged_between_runs_of_the_same_seed(reproduce: Any, pa
     assert verdict("steered", "gaussian", of=page.HERE) == "-9.3 (-10.8 to -7.9): no"
     assert verdict("navigator", "gaussian") == "-1.0 (-1.0 to -1.0): **does not agree**"
     assert verdict("navigator", "gaussian", at_least=True) == "-1.0 (-1.0 to -1.0): agrees"  # by less than the margin
-    assert verdict("gaussian", "gaussian") == "+0.0 (+0.0 to +0.0): not decided"
+    assert verdict("gaussian", "gaussian") == "+0.0 (+0.0 to +0.0): **does not agree**"
     assert verdict("gaussian", "gaussian", at_least=True, of=page.HERE) == "+0.0 (+0.0 to +0.0): yes"
     assert verdict("other", "gaussian") is None
+    for seed, lower in enumerate((0.0098, 0.011, 0.0122)):  # 1.1 points less, -1.4 to -0.8: as good; then -2.3 to -1.7
+        runs[steered.name(seed)] = found(steered.name(seed), 0.79 + seed * 0.01 - lower)
+    for shift, told in ((0.0, "agrees"), (0.009, "not decided"), (0.02, "**does not agree**")):
+        moved = {
+            steered.name(seed): found(steered.name(seed), runs[steered.name(seed)].metrics[page.LINEAR] - shift)
+            for seed in reproduce.SEEDS
+        }
+        shifted = page.record({"latent": reproduce.FINDINGS["latent"]}, reproduce.SEEDS, {**runs, **moved})
+        claim = page.Claim("", "steered", "gaussian", at_least=True)
+        assert str(claim.verdict(page.groups(shifted, "latent"))).endswith(f": {told}")
     runs[steered.name(1)] = found(steered.name(1), 0.9)
     groups = page.groups(page.record({"latent": reproduce.FINDINGS["latent"]}, reproduce.SEEDS, runs), "latent")
     assert str(verdict("gaussian", "steered", at_least=True)).endswith(": not decided")
@@ -171,12 +183,35 @@ def test_records_made_in_the_same_way_are_one_page(reproduce: Any, page: Any) ->
     assert both["runs"] == {**one["runs"], **other["runs"]}
     assert len(both["runs"]) == 3 * (9 + 4 - 1)
     assert page.merged({}, one) == one
-    assert "--seeds" not in page.page(both)
-    runs |= {way.name(3): found(way.name(3), 0.5) for way in findings["views"].ways}
-    more = page.merged(one, page.record({"views": findings["views"]}, (0, 1, 2, 3), runs))
-    assert "\npython jobs/reproduce.py --findings views --seeds 0 1 2 3\n" in page.page(more)
     elsewhere = {**one, "made": {**one["made"], "cpus": "64"}}
-    assert page.merged(elsewhere, other) == other
+    with pytest.raises(UserError, match="differs in cpus; name another directory"):
+        page.merged(elsewhere, other)
+    fewer = page.merged(both, page.record({"anchors": findings["anchors"]}, (0, 1), runs))
+    assert not any(name.endswith("num_anchors=1000-seed=2") for name in fewer["runs"])
+
+
+def test_settings_that_were_overridden_are_not_merged(reproduce: Any, page: Any) -> None:
+    runs = results(reproduce, {})
+    one = page.record({"anchors": reproduce.FINDINGS["anchors"]}, reproduce.SEEDS, runs)
+    other = {name: dataclasses.replace(run, params={**run.params, "optimizer.lr": "0.1"}) for name, run in runs.items()}
+    with pytest.raises(UserError, match="differs in settings"):
+        page.merged(one, page.record({"views": reproduce.FINDINGS["views"]}, reproduce.SEEDS, other))
+
+
+def test_runs_side_by_side_are_known_by_their_times(reproduce: Any, page: Any) -> None:
+    runs = results(reproduce, {})
+    names = list(runs)
+    for place, name in enumerate(names):  # a minute each; the second begins before the first has ended
+        start = 60.0 * place - 30.0 * (place == 1)
+        runs[name] = dataclasses.replace(runs[name], started=start, ended=60.0 * place + 60)
+    assert [reproduce.others_beside(runs[name], runs.values()) for name in names[:3]] == [1, 1, 0]
+    kept = [{"started": run.started, "ended": run.ended} for run in runs.values()]
+    assert page._clock(kept) == 60 * len(names)
+    first, second, *_ = (way.name(0) for way in reproduce.FINDINGS["reuse"].ways)
+    runs[first] = dataclasses.replace(runs[first], started=-100.0, ended=-10.0)
+    runs[second] = dataclasses.replace(runs[second], started=-50.0, ended=-5.0)
+    with pytest.raises(UserError, match="must be made one at a time, got"):
+        reproduce.equally_long(runs, reproduce.SEEDS, 400)
 
 
 def test_every_claim_is_of_ways_that_are_trained(reproduce: Any, page: Any) -> None:
@@ -184,6 +219,7 @@ def test_every_claim_is_of_ways_that_are_trained(reproduce: Any, page: Any) -> N
     assert page.CLAIMS.keys() == findings.keys()
     for key, claims in page.CLAIMS.items():
         titles = {way.title for way in findings[key].ways}
+        titles |= {f"{title.rpartition(', ')[0]}, better crops" for title in titles if key == "crops"}
         assert all({claim.better, claim.worse} <= titles for claim in claims)
 
 
@@ -203,9 +239,17 @@ def test_the_page_has_every_way_and_every_claim(reproduce: Any, page: Any, tmp_p
     assert "untrained 25.0% ± 0.0 by kNN" in text
     assert "`stream.batch_size = 32`, `training.steps = 400`" in text
     assert "1 at a time" in text
-    two_at_a_time = page.page(page.record(findings, reproduce.SEEDS, runs, parallel=2))
-    assert "| Tz + Tx, SimCLR | the preset | 3 | 400 | 40.6% ± 0.5 | 81.2% ± 1.0 |\n" in two_at_a_time
+    side_by_side = {name: dataclasses.replace(run, started=0.0, ended=9.0) for name, run in runs.items()}
+    without_minutes = page.page(page.record(findings, reproduce.SEEDS, side_by_side))
+    assert "| Tz + Tx, SimCLR | the preset | 3 | 400 | 40.6% ± 0.5 | 81.2% ± 1.0 |\n" in without_minutes
     assert "commit 01234567 with changes)" in text
+    assert "Not surely better than the untrained encoder" not in text
+    untrained = {
+        name: dataclasses.replace(run, metrics={**run.metrics, "final.untrained.linear": 0.5})
+        for name, run in runs.items()
+    }
+    told = page.page(page.record({"std": findings["std"]}, reproduce.SEEDS, untrained))
+    assert "untrained encoder by linear probe: 0.25; 0.5; 1.5; 2." in told
     page.write(tmp_path, page.read(tmp_path))
     assert (tmp_path / "findings.md").read_text() == text
 
@@ -242,7 +286,7 @@ def test_the_page_is_made_of_what_mlflow_has(
     assert len(made) == 6
     text = (tmp_path / "findings.md").read_text()
     assert "| gaussian | the preset | 2 | 20 | 35.2% ± 0.4 | 70.5% ± 0.7 | 1.0 |" in text
-    assert "(gaussian over steered) | 2106.05258 | +10.0 (+10.0 to +10.0): agrees |" in text
+    assert "| gaussian over steered | asked here | +10.0 (+10.0 to +10.0): yes |" in text
     assert "`training.steps = 20`" in text
 
 
@@ -253,8 +297,6 @@ def test_the_page_that_is_here_is_that_of_its_record(page: Any, reproduce: Any) 
     for key, finding in recorded["findings"].items():
         assert (page.DOCS / f"findings-{key}.png").exists()
         assert all(len(way["runs"]) >= len(reproduce.SEEDS) for way in finding["ways"].values())
-        assert "with changes" not in finding["commit"]
+    assert not any("with changes" in run["commit"] for run in recorded["runs"].values())
     readme = (ROOT / "README.md").read_text()
     assert f"<!-- findings -->\n{page.headline(recorded)}\n<!-- /findings -->" in readme
-    [headline] = [claim for claim in page.CLAIMS["views"] if claim.text == "Generated views match or beat real images"]
-    assert str(headline.verdict(page.groups(recorded, "views"))).endswith(": agrees")  # as README says
