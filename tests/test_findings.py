@@ -238,7 +238,7 @@ def test_the_page_has_every_way_and_every_claim(reproduce: Any, page: Any, tmp_p
     assert "| endless | the preset | 3 | 400 | 1 |" in text
     assert "untrained 25.0% ± 0.0 by kNN" in text
     assert "`stream.batch_size = 32`, `training.steps = 400`" in text
-    assert "1 at a time" in text
+    assert "of them alone and 0 beside others" in text
     side_by_side = {name: dataclasses.replace(run, started=0.0, ended=9.0) for name, run in runs.items()}
     without_minutes = page.page(page.record(findings, reproduce.SEEDS, side_by_side))
     assert "| Tz + Tx, SimCLR | the preset | 3 | 400 | 40.6% ± 0.5 | 81.2% ± 1.0 |\n" in without_minutes
