@@ -31,22 +31,22 @@ DOCS = ROOT / "docs"
 LINEAR, KNN = f"{FINAL}linear", f"{FINAL}knn"
 KEPT = ("final.", "median.images_per_s", "seconds.")
 """Beginnings of the metrics that the page needs."""
+BOTH, BOTH_SUPCON, TX = "Tz + Tx, SimCLR", "Tz + Tx, SupCon", "Tx only, SimCLR"
+REAL, REAL_SUPCON, SUPERVISED = "real images, Tx, SimCLR", "real images, Tx, SupCon", "real images, supervised"
 IN_README = {
-    "generated, latent views and pixel augmentation": "Tz + Tx, SimCLR",
-    "generated, pixel augmentation alone": "Tx only, SimCLR",
-    "real, pixel augmentation alone": "real images, Tx, SimCLR",
-    "real, with labels (supervised)": "real images, supervised",
+    "generated, latent views and pixel augmentation": BOTH,
+    "generated, pixel augmentation alone": TX,
+    "real, pixel augmentation alone": REAL,
+    "real, with labels (supervised)": SUPERVISED,
 }
 """What README tells of, in its words, and the ways of the finding `views`."""
-LINES = ("real images, Tx, SimCLR", "real images, supervised")
+LINES = (REAL, SUPERVISED)
 """Ways that are lines in the pictures of the other findings."""
 SURE = 0.95
 """Confidence of the interval of a difference, which decides."""
 MARGIN = 2.0
 """Points that count as a difference."""
 PAPER, HERE = "2106.05258", "asked here"
-
-
 JUDGES = {"linear probe": LINEAR, "kNN": KNN}
 """The columns of the claims; README and the text speak of the first."""
 
@@ -69,41 +69,35 @@ class Claim:
 
         Runs of the same seed begin with the same weights and anchors, so the difference is taken for each seed.
         """
-        if not (told := self.difference(groups, metric)):
-            return None
-        mean, low, high = told
-        yes, no = ("yes", "no") if self.of == HERE else ("agrees", "**does not agree**")
-        reached, missed = (low > -MARGIN, high < -MARGIN) if self.at_least else (low > 0, high < MARGIN)
-        return f"{interval(mean, low, high)}: {yes if reached else no if missed else 'not decided'}"
-
-    def difference(self, groups: Mapping[str, Group], metric: str = LINEAR) -> tuple[float, float, float] | None:
-        """Its mean in points, and the ends of its interval."""
         if self.better not in groups or self.worse not in groups:
             return None
-        a, b = _by_seed(groups[self.better], metric), _by_seed(groups[self.worse], metric)
-        differences = [100 * (a[seed] - b[seed]) for seed in a if seed in b]
-        return (statistics.mean(differences), *_interval(differences)) if len(differences) > 1 else None
-
-
-def interval(mean: float, low: float, high: float) -> str:
-    """A difference in words."""
-    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+        if not (gain := _gain(_by_seed(groups[self.better], metric), _by_seed(groups[self.worse], metric))):
+            return None
+        mean, low, high = gain
+        yes, no = ("yes", "no") if self.of == HERE else ("agrees", "**does not agree**")
+        reached, missed = (low > -MARGIN, high < -MARGIN) if self.at_least else (low > 0, high < MARGIN)
+        return f"{mean:+.1f} ({low:+.1f} to {high:+.1f}): {yes if reached else no if missed else 'not decided'}"
 
 
 def _by_seed(group: Group, metric: str) -> dict[str, float]:
     return {run.name: run.metrics[metric] for run in group.runs if metric in run.metrics}
 
 
-def _interval(differences: Sequence[float]) -> tuple[float, float]:
-    """Where their mean is with the confidence `SURE`, by Student's t."""
+def _gain(more: Mapping[str, float], less: Mapping[str, float]) -> tuple[float, float, float] | None:
+    """Mean difference in points over the seeds of both, and where it is with the confidence `SURE` by Student's t.
+
+    None of fewer than two seeds.
+    """
+    differences = [100 * (more[seed] - less[seed]) for seed in more if seed in less]
+    if len(differences) < 2:
+        return None
+    mean = statistics.mean(differences)
     if len(set(differences)) == 1:
-        return differences[0], differences[0]
+        return mean, mean, mean
     low, high = stats.ttest_1samp(differences, 0).confidence_interval(SURE)
-    return float(low), float(high)
+    return mean, float(low), float(high)
 
 
-BOTH, BOTH_SUPCON, TX, REAL = "Tz + Tx, SimCLR", "Tz + Tx, SupCon", "Tx only, SimCLR", "real images, Tx, SimCLR"
-REAL_SUPCON = "real images, Tx, SupCon"
 HEADLINE = Claim("Generated views match real images, without labels", BOTH, REAL, at_least=True)
 HEADLINE_SUPCON = Claim("Generated views match real images, with labels", BOTH_SUPCON, REAL_SUPCON, True, HERE)
 HEADLINE_CROPS = Claim(
@@ -268,16 +262,13 @@ def groups(recorded: Mapping[str, Any], key: str) -> dict[str, Group]:
     }
 
 
-def judged(recorded: Mapping[str, Any], key: str) -> dict[str, Group]:
-    """The ways that claims are about: those of the finding, and of several crops the better ones."""
-    ways = groups(recorded, key)
+def judged(key: str, ways: Mapping[str, Group]) -> dict[str, Group]:
+    """The ways that a finding's claims are about: its own, and of several crops the better ones."""
     kinds: dict[str, list[Group]] = {}
-    for title, group in ways.items():
-        if key == "crops":
-            kinds.setdefault(title.rpartition(", ")[0], []).append(group)
-    return ways | {
-        f"{kind}, better crops": max(of, key=lambda group: group.mean(LINEAR) or 0) for kind, of in kinds.items()
-    }
+    for title, group in ways.items() if key == "crops" else ():
+        kinds.setdefault(title.rpartition(", ")[0], []).append(group)
+    better = {kind: max(of, key=lambda group: group.mean(LINEAR) or 0) for kind, of in kinds.items()}
+    return {**ways, **{f"{kind}, better crops": group for kind, group in better.items()}}
 
 
 def _values(title: str, on_an_axis: bool) -> tuple[Any, ...]:
@@ -339,7 +330,8 @@ def page(recorded: Mapping[str, Any]) -> str:
     ]
     parts: list[str] = []
     for key, finding in recorded["findings"].items():
-        ways, of_claims = groups(recorded, key), judged(recorded, key)
+        ways = groups(recorded, key)
+        of_claims = judged(key, ways)
         axis = f"`{finding['axis']}` " * bool(finding["axis"])
         for claim in CLAIMS[key]:
             verdicts = [claim.verdict(of_claims, metric) for metric in JUDGES.values()]
@@ -357,9 +349,8 @@ def page(recorded: Mapping[str, Any]) -> str:
 
 def _learned(group: Group) -> bool:
     """Whether training made the encoder better, by the same intervals as a claim."""
-    trained, untrained = _by_seed(group, LINEAR), _by_seed(group, f"{FLOORS['untrained']}linear")
-    gains = [100 * (trained[seed] - untrained[seed]) for seed in trained if seed in untrained]
-    return len(gains) < 2 or _interval(gains)[0] > 0
+    gain = _gain(_by_seed(group, LINEAR), _by_seed(group, f"{FLOORS['untrained']}linear"))
+    return gain is None or gain[1] > 0
 
 
 def _clock(runs: Sequence[Mapping[str, float]]) -> float:
@@ -373,9 +364,7 @@ def _clock(runs: Sequence[Mapping[str, float]]) -> float:
 
 def _table(finding: Mapping[str, Any], ways: Mapping[str, Group], common: Mapping[str, str]) -> list[str]:
     again = finding["axis"].startswith("stream.num_")
-    alone = not any(
-        run.metrics["others_beside"] for group in ways.values() for run in group.runs
-    )  # else minutes mislead
+    alone = not any(group.mean("others_beside") for group in ways.values())  # else the minutes say little of a way
     seen, timed = " times an anchor is seen |" * again, " minutes |" * alone
     lines = [
         f"| {finding['axis'] or 'way'} | settings | runs | updates |{seen} kNN | linear probe |{timed}",
@@ -403,7 +392,7 @@ def _floors(recorded: Mapping[str, Any]) -> list[str]:
     runs = Group((), tuple(Found(seed, {}, recorded["runs"][name], {}) for seed, name in recorded["base"].items()))
     cells = [
         f"{name} {compare.shown(runs, f'{prefix}knn')} by kNN, {compare.shown(runs, f'{prefix}linear')} by linear probe"
-        for name, prefix in compare.FLOORS.items()
+        for name, prefix in FLOORS.items()
     ]
     return [f"Without training: {'; '.join(cells)} (dashed in the pictures)."]
 
@@ -417,7 +406,7 @@ def headline(recorded: Mapping[str, Any]) -> str:
     ]
     told = [f"{claim.text}: {claim.verdict(ways)}" for claim in (HEADLINE, HEADLINE_SUPCON)]
     if "crops" in recorded["findings"]:
-        crops = judged(recorded, "crops")
+        crops = judged("crops", groups(recorded, "crops"))
         told += [f"{claim.text}: {claim.verdict(crops)}" for claim in (HEADLINE_CROPS, HEADLINE_PAPER_CROPS)]
     return "\n".join(
         [

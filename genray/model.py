@@ -44,11 +44,11 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Outputs:
         """Embeddings, not normalised, and the like of normalised images `[V * n, 3, H, W]`, all first views first."""
-        raise NotImplementedError
+        raise NotImplementedError  # each objective has its own
 
     def loss(self, outputs: Outputs, columns: Columns) -> Tensor:
         """A scalar whose mean over the learners is that of one process on the rows of all."""
-        raise NotImplementedError
+        raise NotImplementedError  # each objective has its own
 
     def metrics(self, outputs: Outputs, columns: Columns) -> dict[str, Tensor]:
         """Scalars that tell how training goes, of this learner's rows."""
