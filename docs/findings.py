@@ -166,7 +166,7 @@ NOTES = {
     "crops": "This was asked after the other findings were known: the preset's crops were chosen for latent views, and "
     "what others reach with them need not be their best. The better crops of a way are those with the higher mean.",
     "latent": "The steered walks and the navigator are those that ship with genray. The navigator was learned with "
-    "wider crops than these runs', and goes less far than gaussian views; steered views go farther. So this compares "
+    "smaller crops than these runs', and goes less far than gaussian views; steered views go farther. So this compares "
     "them as they are, and not the kinds of views at equal distance.",
     "anchors": "Neighbours are new each time in all of these runs, so a pool of anchors is not a stored data set. "
     "A pool that is larger than what a run shows is never seen again, and then is as good as endless.",
