@@ -1,7 +1,9 @@
-"""Batched augmentation against torchvision's, image by image, on one CPU thread: `python benchmarks/augment.py`.
+"""genray's batched augmentation against torchvision's for single images, on one CPU thread.
 
-Both sides run the same policy from uint8 to normalised float, interleaved; the table shows medians of CPU time, which
-on one thread is what an idle core would take. The last line is the same as JSON.
+    python benchmarks/augment.py
+
+Both run the same policy from uint8 to normalised float32, in turn. The table shows medians of CPU time, which for one
+thread is the time on an idle core. The last line is the table as JSON.
 """
 
 import json
@@ -13,14 +15,15 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 
-from genray.augment import MEAN, STD, Policy, augment_views, policy
-from genray.config import Augment
+from genray.config.sections import Augment
+from genray.views.augment import MEAN, STD, Policy, augment_views, policy
 
 ROUNDS = 9
+"""Measurements of each, after a warm-up."""
 
 
 def torchvision_transform(policy: Policy) -> v2.Compose:
-    """The policy as torchvision's transforms; cropped as uint8, which is their fast way."""
+    """The policy as torchvision's transforms; they crop uint8, which is faster than cropping floats."""
     colour = v2.ColorJitter(*policy.jitter)
     blur = v2.GaussianBlur(2 * max(1, policy.size // 20) + 1, policy.blur_sigma)
     return v2.Compose(
@@ -43,16 +46,16 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def compare(name: str, images: int, size: int) -> dict[str, float | str | int]:
-    """Milliseconds per image of both, and how many times faster the batch is."""
+    """Milliseconds per image of both."""
     chosen = policy(Augment(policy=name), size)  # type: ignore[arg-type]
     views = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (images, 1, 3, size, size), dtype=np.uint8))
     anchors, transform = np.arange(images), torchvision_transform(chosen)
     ours, theirs = [], []
-    for use in range(ROUNDS + 1):  # the first of each is warm-up
+    for use in range(ROUNDS + 1):  # the first is a warm-up
         ours.append(seconds(lambda use=use: augment_views(views, anchors, chosen, 0, 1, use)))  # type: ignore[misc]
         theirs.append(seconds(lambda: torch.stack([transform(image) for image in views[:, 0]])))
-    mine, other = (1000 * median(times[1:]) / images for times in (ours, theirs))
-    return {"policy": name, "images": images, "size": size, "ours_ms": mine, "torchvision_ms": other}
+    ours_ms, theirs_ms = (1000 * median(times[1:]) / images for times in (ours, theirs))
+    return {"policy": name, "images": images, "size": size, "ours_ms": ours_ms, "torchvision_ms": theirs_ms}
 
 
 def main() -> None:

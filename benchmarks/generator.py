@@ -1,21 +1,21 @@
-"""BigGAN-deep as its package runs it, against genray's: `python benchmarks/generator.py [--size 128 256 512]`.
+"""genray's BigGAN-deep against the original package: `python benchmarks/generator.py [--size 128 256 512]`.
 
-Networks of the published sizes with random weights, whose statistics are those of their own activations, so that the
-images use the whole range. Every way renders the same latents to uint8 in host memory; they take turns, there and back.
-Needs torch, pytorch-pretrained-biggan and genray, but neither ray nor mlflow.
+The networks have the published sizes and random weights, with statistics of their own activations, so that the images
+use the whole range. Every way renders the same latents to uint8 in host memory. The ways take turns, every second time
+in reverse order. Needs torch, pytorch-pretrained-biggan and genray, but neither ray nor mlflow.
 
-Each size becomes a record of the report, in the place of one of the same device, threads, network and micro-batch:
+Each size becomes a record of the report, which replaces that of the same device, threads, network and micro-batch:
 
-- `images_per_s` of each repetition; `over_stock`, the same over that of the package in the same repetition, and
-  `over_stock_alike` over that of the package in the same precision, where it is another;
-- `macs`, multiply-adds for an image, as torch.utils.flop_counter counts them: convolutions, matrix products, attention;
-- `bytes` for an image that the kernels read and write, if each reads its arguments and writes its results once;
-  null where torch.compile makes the kernels, which are not seen from outside, while the multiply-adds stay the same;
-- `weight_bytes`, and `memory_bytes` at the most, with the weights;
-- `error` in grey levels, of "float32" against the package, of the others against "float32": of trained weights, the
-  embedded digit scenes, as `error`; of the random ones, which make what is rounded off grow, as `error_random`;
+- `images_per_s` of each repetition; `over_stock`, its ratio to the package's in the same repetition; and
+  `over_stock_alike`, its ratio to the package's in the same precision, if that is not float32;
+- `macs`, multiply-adds per image as torch.utils.flop_counter counts them: convolutions, matrix products, attention;
+- `bytes` per image that the kernels read and write, if each reads its arguments and writes its results once; null with
+  torch.compile, whose kernels cannot be observed (the multiply-adds are the same);
+- `weight_bytes`, and `memory_bytes`, the peak including the weights;
+- the error in grey levels, of "float32" relative to the package and of the others relative to "float32": `error` with
+  trained weights, those of the embedded digit scenes, and `error_random` with the random weights, which amplify it;
 - `copy_bytes_per_s`, read and written by a copy of a large tensor, and `matmul_macs_per_s` of a large matrix product in
-  each precision: what this device can do, for `bytes` and `macs` to be compared with.
+  each precision: what this device can do, to compare `bytes` and `macs` with.
 """
 
 from __future__ import annotations
@@ -35,20 +35,21 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/generators"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/support"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
 import torch.nn.functional as F
+from costs import Bytes, peak_bytes
 from networks import latents, network, one_hot, random_model, write
 from pytorch_pretrained_biggan import BigGAN, BigGANConfig
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from genray.generators.biggan import TF32, BigGANDeep, load_biggan, same_kernels
-from genray.generators.checkpoints import CONFIG, EMBEDDED, weights_file
-from genray.generators.pixels import quantise
+from genray.views.generators.biggan import TF32, BigGANDeep, deterministic_kernels, load_biggan
+from genray.views.generators.checkpoints import EMBEDDED_DIRECTORY, NETWORK_FILE, weights_file
+from genray.views.generators.quantise import quantise
 
 HERE = Path(__file__).resolve().parent
 Record = dict[str, Any]
@@ -64,16 +65,16 @@ WAYS: dict[str, dict[str, Any]] = {
     "cuda graphs, bfloat16": {"cuda_graphs": True, "precision": "bfloat16"},
     "cuda graphs, compile, bfloat16": {"cuda_graphs": True, "compiled": True, "precision": "bfloat16"},
 }
-"""What genray is asked for, by the name it has in the report."""
-GPU_ALONE = {name for name, options in WAYS.items() if "cuda_graphs" in options} | {"float16", "tf32"}
-KEY = ("device", "threads", "size", "width", "micro_batch")
-TRAINED = 200
-"""Images of trained weights that are compared."""
+"""Options of genray's loader by their names in the report."""
+GPU_ONLY = {name for name, options in WAYS.items() if "cuda_graphs" in options} | {"float16", "tf32"}
+RECORD_KEY = ("device", "threads", "size", "width", "micro_batch")
+TRAINED_IMAGES = 200
+"""Images to compare with trained weights."""
 MIB = 2**20
 
 
 class Way:
-    """One way to render, warmed up when it is made, and what is counted of it."""
+    """One way to render, with its costs; it is warmed up on creation."""
 
     def __init__(
         self, render: Callable[[], Tensor], modules: nn.Module, eager: Callable[[], object], n: int, compiled: bool
@@ -91,7 +92,7 @@ class Way:
                 return times * self.n / elapsed
 
     def counted(self) -> dict[str, int | None]:
-        """Multiply-adds and bytes for an image."""
+        """Multiply-adds and bytes per image."""
         with torch.no_grad(), FlopCounterMode(display=False) as flops:
             self.eager()
         macs = flops.get_total_flops() // 2 // self.n
@@ -102,71 +103,8 @@ class Way:
         return {"macs": macs, "bytes": moved.total // self.n}
 
 
-class Bytes(TorchDispatchMode):
-    """Counts what operations read and write: all their tensor arguments and results, each once.
-
-    Not counted: views, memory that is only reserved, and repeated reads of a broadcast argument. A result that is
-    written in place is also read.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        given, made = tensors_in([args, kwargs]), tensors_in(out)
-        writes = any(argument.alias_info and argument.alias_info.is_write for argument in func._schema.arguments)
-        held = {tensor.untyped_storage().data_ptr() for tensor in given}
-        views = not writes and made and all(tensor.untyped_storage().data_ptr() in held for tensor in made)
-        if not views and "empty" not in func.__name__:
-            self.total += sum(map(extent, (*given, *made)))
-        return out
-
-
-def tensors_in(nested: Any) -> list[Tensor]:
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(nested) if isinstance(leaf, Tensor)]
-
-
-def extent(tensor: Tensor) -> int:
-    """Bytes of a tensor, those of a broadcast dimension once."""
-    count = tensor.element_size()
-    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        count *= size if stride else 1
-    return count
-
-
-def peak_bytes(render: Callable[[], object], weights: int) -> int | None:
-    """Most memory that rendering takes, with the weights; None where the system does not tell. Warms up first."""
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-        reserved = torch.cuda.memory_reserved()
-        render()
-        render()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        render()
-        most = torch.cuda.max_memory_allocated() - before
-        torch.cuda.empty_cache()
-        return weights + max(most, torch.cuda.memory_reserved() - reserved)  # a graph keeps its memory
-    render()
-    render()
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-        before = resident("VmRSS")
-        render()
-        return weights + max(0, resident("VmHWM") - before)
-    except (OSError, StopIteration):
-        return None
-
-
-def resident(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))
-
-
 def error(images: Tensor, reference: Tensor) -> dict[str, float]:
-    """Grey levels between two renderings, over all pixels."""
+    """Differences between two renderings in grey levels, over all pixels."""
     counts = torch.bincount((images.int() - reference.int()).abs().flatten(), minlength=256).double()
     shares = counts.cumsum(0) / counts.sum()
     return {
@@ -177,13 +115,14 @@ def error(images: Tensor, reference: Tensor) -> dict[str, float]:
 
 
 def trained_errors(names: list[str], device: torch.device) -> dict[str, dict[str, float]]:
-    """`error` of each way with the weights of the embedded digit scenes."""
-    directory = EMBEDDED["digit-scenes"]
-    model = BigGAN(BigGANConfig.from_json_file(str(directory / CONFIG)))
+    """The `error` of each way with the weights of the embedded digit scenes."""
+    directory = EMBEDDED_DIRECTORY
+    model = BigGAN(BigGANConfig.from_json_file(str(directory / NETWORK_FILE)))
     model.load_state_dict(load_file(weights_file(directory)))
     model.eval().to(device)
-    z = torch.randn(TRAINED, model.config.z_dim, generator=torch.Generator().manual_seed(0)).clamp(-2, 2).to(device)
-    classes = torch.arange(TRAINED, device=device) % model.config.num_classes
+    z = torch.randn(TRAINED_IMAGES, model.config.z_dim, generator=torch.Generator().manual_seed(0))
+    z = z.clamp(-2, 2).to(device)
+    classes = torch.arange(TRAINED_IMAGES, device=device) % model.config.num_classes
     with torch.no_grad():
         condition = F.one_hot(classes, model.config.num_classes).float()
         images = {STOCK: quantise(model(z, condition, 1.0)).cpu()}
@@ -193,24 +132,25 @@ def trained_errors(names: list[str], device: torch.device) -> dict[str, dict[str
 
 
 def copy_rate(device: torch.device) -> float:
-    """Bytes a second that a copy of a large tensor reads and writes."""
+    """Bytes per second that a copy of a large tensor reads and writes."""
     source = torch.ones((2048 if device.type == "cuda" else 256) * MIB, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / least_seconds(lambda: target.copy_(source), device)
 
 
 def matmul_rate(device: torch.device, precision: str) -> float:
-    """Multiply-adds a second of a large product of matrices."""
+    """Multiply-adds per second of a large matrix product."""
     dtype = getattr(torch, "float32" if precision == TF32 else precision)
-    size = 8192 if device.type == "cuda" else 1024 if dtype == torch.float32 else 256  # many CPUs know no other
+    # Many CPUs have no fast product in lower precision.
+    size = 8192 if device.type == "cuda" else 1024 if dtype == torch.float32 else 256
     a = torch.randn(size, size, device=device).to(dtype)
-    with same_kernels(device, precision == TF32):
+    with deterministic_kernels(device, precision == TF32):
         return size**3 / least_seconds(lambda: a @ a, device)
 
 
 def least_seconds(work: Callable[[], object], device: torch.device) -> float:
     times = []
-    for _ in range(6):  # the first warms up
+    for _ in range(6):  # the first is a warm-up
         start = time.perf_counter()
         work()
         if device.type == "cuda":
@@ -220,8 +160,8 @@ def least_seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def measure(size: int, args: argparse.Namespace, device: torch.device) -> Record:
-    """All ways at one size."""
-    torch.compiler.reset()  # it gives up after a few networks
+    """The record of all ways at one size."""
+    torch.compiler.reset()  # the compiler gives up after a few networks
     config = network(size, args.width, z_dim=128, num_classes=1000)
     model = random_model(config)
     z, classes = latents(config, args.micro_batch)
@@ -238,11 +178,11 @@ def measure(size: int, args: argparse.Namespace, device: torch.device) -> Record
             ways[STOCK_BFLOAT16] = package(half, z.bfloat16(), condition.bfloat16())
         for name in args.ways:
             print(f"{size} px: loading {name}", flush=True)
-            made = load_biggan(source, 1.0, device, **WAYS[name])
+            generator = load_biggan(source, 1.0, device, **WAYS[name])
             ways[name] = Way(
-                lambda made=made: rendered(made, z, classes),
-                made.network,
-                lambda made=made: made.network.render(z, classes),
+                lambda generator=generator: rendered(generator, z, classes),
+                generator.network,
+                lambda generator=generator: generator.network.render(z, classes),
                 len(z),
                 bool(WAYS[name].get("compiled")),
             )
@@ -272,24 +212,24 @@ def measure(size: int, args: argparse.Namespace, device: torch.device) -> Record
             for name, way in ways.items()
         },
     }
-    for name, wrong in trained_errors(args.ways, device).items():
-        of = error(images[name], images[STOCK if name == EXACT else EXACT])
-        record["ways"][name] |= {"error": wrong, "error_random": of}
+    for name, trained in trained_errors(args.ways, device).items():
+        random = error(images[name], images[STOCK if name == EXACT else EXACT])
+        record["ways"][name] |= {"error": trained, "error_random": random}
     for repeat in range(args.repeats):
         record["copy_bytes_per_s"].append(copy_rate(device))
         for precision, rates in record["matmul_macs_per_s"].items():
             rates.append(matmul_rate(device, precision))
         for name in list(ways)[:: 1 if repeat % 2 == 0 else -1]:
             record["ways"][name]["images_per_s"].append(ways[name].images_per_s(args.seconds))
-    for found in record["ways"].values():
-        found["over_stock"] = over(found, record["ways"][STOCK])
-        if STOCK_BFLOAT16 in ways and found["precision"] == "bfloat16":
-            found["over_stock_alike"] = over(found, record["ways"][STOCK_BFLOAT16])
+    for way in record["ways"].values():
+        way["over_stock"] = ratios(way, record["ways"][STOCK])
+        if STOCK_BFLOAT16 in ways and way["precision"] == "bfloat16":
+            way["over_stock_alike"] = ratios(way, record["ways"][STOCK_BFLOAT16])
     return record
 
 
 def package(model: BigGAN, z: Tensor, condition: Tensor) -> Way:
-    """The package's own forward pass."""
+    """The forward pass of the original package."""
 
     def eager() -> Tensor:
         with torch.no_grad():
@@ -298,8 +238,8 @@ def package(model: BigGAN, z: Tensor, condition: Tensor) -> Way:
     return Way(lambda: eager().cpu(), model, eager, len(z), compiled=False)
 
 
-def over(ours: Record, theirs: Record) -> list[float]:
-    return [mine / its for mine, its in zip(ours["images_per_s"], theirs["images_per_s"], strict=True)]
+def ratios(ours: Record, theirs: Record) -> list[float]:
+    return [one / other for one, other in zip(ours["images_per_s"], theirs["images_per_s"], strict=True)]
 
 
 def rendered(generator: BigGANDeep, z: Tensor, classes: Tensor) -> Tensor:
@@ -307,7 +247,7 @@ def rendered(generator: BigGANDeep, z: Tensor, classes: Tensor) -> Tensor:
 
 
 def precision_of(way: str, device: torch.device) -> str:
-    """That of its convolutions, which for the package is what torch has set."""
+    """The precision of a way's convolutions; for the package it is torch's default."""
     if way in WAYS:
         return str(WAYS[way].get("precision", "float32"))
     if way == STOCK_BFLOAT16:
@@ -316,7 +256,7 @@ def precision_of(way: str, device: torch.device) -> str:
 
 
 def table(record: Record) -> list[str]:
-    """A record for people: medians, with least and most of the ratio."""
+    """A record as a table of medians, with the range of the ratios."""
     cores = f", {record['threads']} threads" if record["device"] == "CPU" else ""
     lines = [
         f"BigGAN-deep-{record['size']}, {record['micro_batch']} images at once, {record['device']}{cores}",
@@ -324,21 +264,16 @@ def table(record: Record) -> list[str]:
         f"{'copy':>6}{'peak':>6}",
     ]
     bandwidth = statistics.median(record["copy_bytes_per_s"])
-    for name, found in record["ways"].items():
-        rate, ratio = statistics.median(found["images_per_s"]), found["over_stock"]
+    for name, way in record["ways"].items():
+        rate, ratio = statistics.median(way["images_per_s"]), way["over_stock"]
         spread = f"{statistics.median(ratio):.2f} ({min(ratio):.2f} to {max(ratio):.2f})"
-        wrong = found.get("error")
-        grey = f"{wrong['mean']:8.4f}{wrong['percentile_99.9']:6d}{wrong['max']:5d}" if wrong else " " * 19
-        memory = f"{found['memory_bytes'] / MIB:8.0f}" if found["memory_bytes"] else " " * 8
-        counted = ""
-        peak = statistics.median(record["matmul_macs_per_s"][found["precision"]])
-        share = f"{rate * found['macs'] / peak:6.0%}"
-        if found["bytes"]:
-            counted = f"{found['macs'] / 1e9:7.2f}{found['bytes'] / 1e6:7.0f}{rate * found['bytes'] / bandwidth:6.0%}"
-        else:
-            counted = f"{found['macs'] / 1e9:7.2f}{'':13}"
-        counted += share
-        lines.append(f"{name:32}{rate:10.2f}{spread:>22}{grey}{memory}{counted}")
+        error = way.get("error")
+        grey = f"{error['mean']:8.4f}{error['percentile_99.9']:6d}{error['max']:5d}" if error else " " * 19
+        memory = f"{way['memory_bytes'] / MIB:8.0f}" if way["memory_bytes"] else " " * 8
+        moved = f"{way['bytes'] / 1e6:7.0f}{rate * way['bytes'] / bandwidth:6.0%}" if way["bytes"] else " " * 13
+        peak = statistics.median(record["matmul_macs_per_s"][way["precision"]])
+        share = f"{rate * way['macs'] / peak:6.0%}"
+        lines.append(f"{name:32}{rate:10.2f}{spread:>22}{grey}{memory}{way['macs'] / 1e9:7.2f}{moved}{share}")
     return lines
 
 
@@ -348,9 +283,9 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int, help="images at once; 8 on a CPU, 64 on a GPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each way in a repetition, at the least")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, help="beside the package; all that the device has")
-    parser.add_argument("--width", type=int, default=128, help="channels; other than 128 is no published network")
+    parser.add_argument("--seconds", type=float, default=5.0, help="shortest measurement of each way")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, help="besides the package; by default all of the device")
+    parser.add_argument("--width", type=int, default=128, help="channels; the published networks have 128")
     parser.add_argument("--out", type=Path, default=HERE / "generator.json")
     args = parser.parse_args()
     device = torch.device(args.device)
@@ -358,13 +293,13 @@ def main() -> None:
         torch.cuda.init()
     gpu = device.type == "cuda"
     args.micro_batch = args.micro_batch or (64 if gpu else 8)
-    chosen = args.ways or [name for name in WAYS if gpu or name not in GPU_ALONE]
+    chosen = args.ways or [name for name in WAYS if gpu or name not in GPU_ONLY]
     args.ways = [EXACT, *(name for name in chosen if name != EXACT)]
     runs = json.loads(args.out.read_text())["runs"] if args.out.exists() else []
     for size in args.size:
         record = measure(size, args, device)
-        runs = [run for run in runs if any(run[key] != record[key] for key in KEY)] + [record]
-        runs.sort(key=lambda run: [run[key] for key in KEY])
+        runs = [run for run in runs if any(run[key] != record[key] for key in RECORD_KEY)] + [record]
+        runs.sort(key=lambda run: [run[key] for key in RECORD_KEY])
         args.out.write_text(json.dumps({"runs": runs}, indent=1) + "\n")
         print("\n".join(table(record)), flush=True)
 

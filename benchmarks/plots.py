@@ -1,4 +1,4 @@
-"""Draws what `benchmarks/scaling.py` measured: docs/scaling.png and docs/pool.png."""
+"""Draws the results of benchmarks/scaling.py: docs/scaling.png and docs/pool.png."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ DOCS = HERE.parent / "docs"
 BLUE, ORANGE, GREY = "#1f6fb2", "#d9731a", "#8a8a8a"
 
 Record = dict[str, Any]
-SCALING = {"overlap", "ceiling", "long"}
-"""Parts of the benchmark that docs/scaling.png shows."""
+SCALING_PARTS = {"overlap", "ceiling", "long"}
+"""Parts of the benchmark that docs/scaling.png needs."""
 
 
 def spread(axes: Axes, records: Iterable[Record], x: str, y: str, color: str, label: str, dashed: bool = False) -> None:
-    """Medians over the repetitions as a line, least and most as bars."""
+    """Draw medians over the repetitions as a line, with minima and maxima as bars."""
     values: dict[float, list[float]] = {}
     for record in records:
         values.setdefault(record[x], []).append(record[y])
@@ -37,7 +37,7 @@ def spread(axes: Axes, records: Iterable[Record], x: str, y: str, color: str, la
 
 
 def scaling(report: Record, path: Path) -> None:
-    """Efficiency by the number of generators, the stream's own limit, and the cost of a block in a long stream."""
+    """Draw efficiency by the number of generators, the limit of a stream, and the cost of a block in a long stream."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     for learners, color in ((1, BLUE), (2, ORANGE)):
         for slower in ("generators", "learners"):
@@ -71,7 +71,7 @@ def scaling(report: Record, path: Path) -> None:
 
 
 def pool(report: Record, path: Path) -> None:
-    """Generators over time, of a pool that may have 1 to 6."""
+    """Draw the generators of a pool of 1 to 6 over time."""
     figure, axes = plt.subplots(figsize=(9, 2.8), layout="constrained")
     for record, color in zip(report["pool"], (GREY, BLUE), strict=True):
         times, sizes = zip(*record["trace"], strict=True)
@@ -93,8 +93,8 @@ def finish(figure: Any, path: Path) -> None:
 
 
 def draw(report: Record) -> None:
-    """Draw what the report has all parts of."""
-    if set(report) >= SCALING:
+    """Draw the pictures for which the report has all parts."""
+    if set(report) >= SCALING_PARTS:
         scaling(report, DOCS / "scaling.png")
     if "pool" in report:
         pool(report, DOCS / "pool.png")

@@ -1,8 +1,8 @@
-"""Scaling out with simulated stages: `python benchmarks/scaling.py [--parts overlap balance ceiling long many pool]`.
+"""Scaling with simulated stages: `python benchmarks/scaling.py [--parts overlap balance ceiling long many pool]`.
 
-A simulated generator sleeps for a fixed time and hands out a block, a simulated learner sleeps for each block it gets;
-everything between them is a run's own stream. So two processors are no limit, and what is missing to the ideal rate is
-what the stream costs. The rate counts what arrives within a window, after the look-ahead has been through.
+A simulated generator sleeps for a fixed time and returns a block, and a simulated learner sleeps for each block it
+gets; the stream between them is that of a run. So two CPU cores are enough, and the difference from the ideal rate is
+the cost of the stream. Rates are those of the blocks within a window, after the first look-ahead has been used.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import json
 import math
 import os
 import platform
-import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -25,249 +23,108 @@ from typing import Any
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's own name
 
-import numpy as np
-import ray
 import usage
-from ray.data import DataContext
+from simulated import Stream, config_of
 
-from genray import cluster, stream
-from genray.config import Config
-from genray.configure import build
-from genray.course import Course
-from genray.plan import Plan
-from genray.shares import options
-from genray.views import Block
+from genray.cluster import ray_cluster
+from genray.config.run import Config
+from genray.stream.plan import Plan
 
 Record = dict[str, Any]
-WINDOW_S, ROUNDS = 10.0, 5
-"""What counts: so many seconds at the ideal rate, and so many blocks of each generator, at the least."""
-STILL_S = 300.0
-"""Seconds without a block, or with processes of a stream that has ended, after which something is wrong."""
-
-
-class Simulated:
-    """Sleeps in place of rendering, and gives out the same pixels each time."""
-
-    def __init__(self, config: Config, course: Course, execution: str):
-        self.course, self.render_s = course, config.generator.options["render_s"]  # type: ignore[union-attr]
-        self.size, self.name = config.generator.image_size, f"{os.getpid()}"  # type: ignore[union-attr]
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> Block:
-        time.sleep(self.render_s)
-        positions = self.course.ticket(int(batch["id"][0])).positions
-        n = len(positions)
-        return {
-            "views": np.zeros((n, 2, 3, self.size, self.size), np.uint8),
-            "position": positions,
-            "created_at": np.full(n, time.time()),
-            "generator": np.full(n, self.name),
-        }
-
-
-class Consumer:
-    """Sleeps in place of training; counts what arrives."""
-
-    def __init__(self) -> None:
-        self.arrivals: list[float] = []
-        self.over = threading.Event()
-
-    def run(self, shard: Any, step_s: float) -> None:
-        """Use block after block until it is told to end."""
-        self.step_s = step_s
-        for _ in stream.from_stream(shard):
-            self.arrivals.append(time.time())
-            time.sleep(self.step_s)
-            if self.over.is_set():
-                return
-
-    def seen(self) -> int:
-        return len(self.arrivals)
-
-    def take(self, step_s: float) -> None:
-        """From now on, so many seconds for each block."""
-        self.step_s = step_s
-
-    def end(self) -> list[float]:
-        """When each block arrived; ends the run."""
-        self.over.set()
-        return self.arrivals
-
-
-def config_of(generators: int, learners: int, render_s: float, size: int, anchors: int, tickets: int = 5000) -> Config:
-    """A run whose tickets have so many anchors of two square views, `size` pixels a side."""
-    ticket = anchors * 2 * 3 * size**2
-    return build(
-        {
-            "name": "simulated",
-            "generator": {
-                "kind": "custom",
-                "target": "scaling:Simulated",
-                "image_size": size,
-                "latent_dim": 8,
-                "options": {"render_s": render_s},
-            },
-            "stream": {"batch_size": anchors, "ticket_batches": 1},
-            "training": {"steps": tickets},
-            "generators": {
-                "num": generators,
-                "num_gpus": 0,
-                "num_cpus": 0.001,
-                "look_ahead_mib": max(1, -(-3 * (generators + learners) * ticket // 2**20)),
-            },
-            "learners": {"num_workers": learners, "num_gpus": 0},
-        }
-    )
-
-
-class Stream:
-    """A stream that simulated learners use, for as long as this is entered."""
-
-    def __init__(self, config: Config, step_s: float, defaults: bool = False):
-        self.plan, self.generators = Plan.of(config), config.generators.bounds[0]
-        course = Course(self.plan)
-        dataset = stream.blocks(config, course, Simulated)
-        dataset.context.execution_options = options(course)
-        if defaults:  # Ray Data's, for how it schedules
-            for name in (
-                "autoscaling_config",
-                "downstream_capacity_backpressure_ratio",
-                "op_resource_reservation_ratio",
-            ):
-                setattr(dataset.context, name, getattr(DataContext(), name))
-        shards = dataset.streaming_split(self.plan.num_workers, equal=True)
-        self.consumers = [ray.remote(Consumer).options(max_concurrency=3, num_cpus=0).remote() for _ in shards]
-        pairs = zip(self.consumers, shards, strict=True)
-        self.runs = [consumer.run.remote(shard, step_s) for consumer, shard in pairs]
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def seen(self) -> int:
-        """Blocks that have arrived."""
-        ray.get(ray.wait(self.runs, timeout=0)[0])  # raises what a consumer raised
-        return sum(ray.get([consumer.seen.remote() for consumer in self.consumers]))
-
-    def wait_for(self, blocks: int) -> int:
-        """Wait until so many have arrived; returns how many have."""
-        seen, since = -1, time.monotonic()
-        while (now := self.seen()) < blocks:
-            if now > seen:
-                seen, since = now, time.monotonic()
-            if time.monotonic() > since + STILL_S:
-                raise RuntimeError(f"the stream stands still after {now} of {blocks} blocks")
-            time.sleep(1)
-        return now
-
-    def take(self, step_s: float) -> None:
-        """From now on every learner takes so long for a block."""
-        ray.get([consumer.take.remote(step_s) for consumer in self.consumers])
-
-    def arrivals(self) -> list[float]:
-        """When each block arrived, in order."""
-        return sorted(at for found in ray.get([consumer.end.remote() for consumer in self.consumers]) for at in found)
-
-    def __exit__(self, *_: object) -> None:
-        for consumer in self.consumers:
-            ray.kill(consumer)
-        del self.runs
-        wait_until_gone()
+WINDOW_S, WINDOW_ROUNDS = 10.0, 5
+"""The shortest window: seconds at the ideal rate, and blocks of each generator."""
 
 
 def measured(config: Config, step_s: Sequence[float], blocks: Sequence[int]) -> list[Record]:
-    """Blocks a second of a stream once its look-ahead has been through, and what all other processes cost for each.
+    """Blocks per second of a stream after its first look-ahead, and what the other processes cost for each block.
 
-    The learners take these times for a block, one after the other, for so many blocks. Generators that began together
-    also end together, so what counts is the time of whole rounds of them.
+    Args:
+        config: of the run.
+        step_s: seconds that a learner takes for a block, one value for each phase.
+        blocks: how many to measure in each phase, rounded up to whole rounds of all generators: generators that start
+            together also finish together.
     """
-    plan, generators = Plan.of(config), config.generators.bounds[0]
+    plan, generators = Plan.of(config), config.pool.bounds.least
     turn = math.lcm(generators, plan.num_workers)
-    warm, *blocks = (-(-count // turn) * turn for count in (plan.look_ahead + 3 * generators, *blocks))
-    over = generators + plan.num_workers  # of a phase, before the next one is counted
-    tickets = warm + sum(blocks) + plan.look_ahead + 4 * over * (1 + len(blocks)) + 100
+    warm_up, *blocks = (-(-count // turn) * turn for count in (plan.look_ahead + 3 * generators, *blocks))
+    margin = generators + plan.num_workers  # between two phases
+    tickets = warm_up + sum(blocks) + plan.look_ahead + 4 * margin * (1 + len(blocks)) + 100
     config = replace(config, training=replace(config.training, steps=tickets))
-    found, began = [], time.monotonic()
-    with Stream(config, step_s[0]) as flow:
-        first = flow.wait_for(warm)
+    windows, began = [], time.monotonic()
+    with Stream(config, step_s[0]) as running:
+        first = running.wait_for(warm_up)
         warm_s = time.monotonic() - began
-        for taken, count in zip(step_s, blocks, strict=True):
-            if taken != step_s[0]:
-                flow.take(taken)
-                first = flow.wait_for(flow.seen() + over)
+        for seconds, count in zip(step_s, blocks, strict=True):
+            if seconds != step_s[0]:
+                running.set_step(seconds)
+                first = running.wait_for(running.count() + margin)
             before, memory_mib = usage.cpu_s(), usage.memory_mib()
-            last = flow.wait_for(first + count + over)
+            last = running.wait_for(first + count + margin)
             cpu_s = usage.between(before, usage.cpu_s()) / (last - first)
-            found.append((first, count, {"cpu_s_per_block": cpu_s, "memory_mib": memory_mib, "warm_s": warm_s}))
-        seen, arrivals = usage.generators(), flow.arrivals()
+            windows.append((first, count, {"cpu_s_per_block": cpu_s, "memory_mib": memory_mib, "warm_s": warm_s}))
+        generators_seen, arrivals = usage.generators(), running.arrivals()
     return [
         {
             "blocks_per_s": count / (arrivals[first + count - 1] - arrivals[first - 1]),
             "blocks": count,
             **costs,
-            "generators_seen": seen,
+            "generators_seen": generators_seen,
         }
-        for first, count, costs in found
+        for first, count, costs in windows
     ]
 
 
-def wait_until_gone() -> None:
-    """Wait until the processes of the last stream have ended, so that the next one has the machine to itself."""
-    deadline = time.monotonic() + STILL_S
-    while any(usage.staged(title) or "SplitCoordinator" in title for title in usage.titles().values()):
-        if time.monotonic() > deadline:
-            return print("processes of the last stream are still there", file=sys.stderr)
-        time.sleep(0.5)
-
-
 def overlap(arguments: argparse.Namespace) -> Iterator[Record]:
-    """Efficiency against the slower side's ideal: of generators with faster learners, then with slower ones."""
+    """Efficiency relative to the ideal of the slower side: first the generators are slower, then the learners."""
     for repeat in range(arguments.repeats):
         for learners in (1, 2):
             for generators in (1, 2, 4, 8, 16):
-                rate = min(arguments.rate, generators)  # blocks a second that they render
-                for found in of(generators, learners, rate, (1 / 1.5, 1.5), max(WINDOW_S * rate, ROUNDS * generators)):
-                    yield found | {"repeat": repeat}
+                rate = min(arguments.rate, generators)  # blocks per second that they render
+                blocks = max(WINDOW_S * rate, WINDOW_ROUNDS * generators)
+                for record in efficiencies(generators, learners, rate, (1 / 1.5, 1.5), blocks):
+                    yield record | {"repeat": repeat}
 
 
 def many(arguments: argparse.Namespace) -> Iterator[Record]:
-    """Large pools, once each; rendering takes longer with more generators, so that the stream is no limit."""
+    """Large pools, once each; rendering takes longer with more generators, so that the stream is not the limit."""
     for generators in (4, 8, 16, 32, 64, 128):
-        blocks = max(WINDOW_S * arguments.rate, ROUNDS * generators)
-        yield from of(generators, 4, arguments.rate, (1 / 1.5,), blocks)
+        blocks = max(WINDOW_S * arguments.rate, WINDOW_ROUNDS * generators)
+        yield from efficiencies(generators, 4, arguments.rate, (1 / 1.5,), blocks)
 
 
 def balance(arguments: argparse.Namespace) -> Iterator[Record]:
-    """Both sides equally fast: against one process that renders and trains in turn."""
+    """Both sides equally fast, compared with one process that renders and trains in turn."""
     for repeat in range(arguments.repeats):
-        (found,) = of(1, 1, 1.0, (1.0,), WINDOW_S)
+        (record,) = efficiencies(1, 1, 1.0, (1.0,), WINDOW_S)
         began, count = time.monotonic(), 10
         for _ in range(count):
             time.sleep(1.0)  # renders
             time.sleep(1.0)  # trains
         in_turn = count / (time.monotonic() - began)
-        yield found | {"in_turn": in_turn, "ratio": found["blocks_per_s"] / in_turn, "repeat": repeat}
+        yield record | {"in_turn": in_turn, "ratio": record["blocks_per_s"] / in_turn, "repeat": repeat}
 
 
 def ceiling(arguments: argparse.Namespace) -> Iterator[Record]:
-    """Blocks a second at which the stream itself is the limit, by their size."""
+    """Blocks per second if the stream itself is the limit, by the size of the blocks."""
     for repeat in range(arguments.repeats):
         for size, anchors in ((32, 16), (32, 128), (128, 64), (128, 256)):
             config = config_of(4, 1, 0.0, size, anchors)
             mib = Plan.of(config).ticket_bytes / 2**20
-            (found,) = measured(config, [0.0], [300])
-            yield found | {"mib": round(mib, 2), "repeat": repeat}
+            (record,) = measured(config, [0.0], [300])
+            yield record | {"mib": round(mib, 2), "repeat": repeat}
 
 
 def long(arguments: argparse.Namespace) -> Iterator[Record]:
-    """Many small blocks: time, CPU and memory of each thousand, from the first to the last."""
-    with Stream(config_of(2, 1, 0.0, 8, 16, arguments.blocks + 1000), 0.0) as flow:
-        seen = flow.wait_for(1)
+    """A long stream of small blocks: time, CPU and memory of each thousand."""
+    with Stream(config_of(2, 1, 0.0, 8, 16, arguments.blocks + 1000), 0.0) as running:
+        count = running.wait_for(1)
         began, before = time.monotonic(), usage.cpu_s()
-        while seen < arguments.blocks:
-            more = flow.wait_for(min(seen + 1000, arguments.blocks)) - seen
+        while count < arguments.blocks:
+            more = running.wait_for(min(count + 1000, arguments.blocks)) - count
             now, after = time.monotonic(), usage.cpu_s()
-            seen += more
+            count += more
             yield {
-                "blocks": seen,
+                "blocks": count,
                 "s_per_block": (now - began) / more,
                 "cpu_s_per_block": usage.between(before, after) / more,
                 "memory_mib": usage.memory_mib(),
@@ -276,52 +133,62 @@ def long(arguments: argparse.Namespace) -> Iterator[Record]:
 
 
 def pool(arguments: argparse.Namespace) -> Iterator[Record]:
-    """How a pool of 1 to 6 generators follows a learner that is fast, slow (it needs 1.5 of them) and fast again."""
+    """How a pool of 1 to 6 generators adapts to a learner that is fast, slow (1.5 generators do) and fast again."""
     for name, defaults in (("Ray Data's defaults", True), ("genray", False)):
-        yield {"settings": name, **followed(defaults, arguments)}
-        time.sleep(cluster.RESERVED_S + 10)  # until what this stream had can be had by the next one
+        yield {"settings": name, **pool_sizes(defaults, arguments)}
+        time.sleep(ray_cluster.RESERVATION_S + 10)  # until Ray has released the resources of this stream
 
 
-def followed(defaults: bool, arguments: argparse.Namespace) -> Record:
-    """Generators over time; for each phase when it began, the learner's seconds for a block, and blocks a second."""
+def pool_sizes(defaults: bool, arguments: argparse.Namespace) -> Record:
+    """The number of generators over time; for each phase its start, the learner's seconds per block, and its rate."""
     config = config_of(6, 1, 1.0, 32, 32)
     look_ahead = -(-24 * Plan.of(config).ticket_bytes // 2**20)
-    config = replace(config, generators=replace(config.generators, num=(1, 6), look_ahead_mib=look_ahead))
+    config = replace(config, pool=replace(config.pool, num=(1, 6), look_ahead_mib=look_ahead))
     phases: list[Record] = []
     trace: list[tuple[float, int]] = []
-    with Stream(config, 0.05, defaults) as flow:
-        flow.wait_for(1)
+    with Stream(config, 0.05, defaults) as running:
+        running.wait_for(1)
         began = time.monotonic()
         for step_s in (0.05, 1 / 1.5, 0.05):
-            flow.take(step_s)
-            at, seen = time.monotonic() - began, flow.seen()
+            running.set_step(step_s)
+            at, count = time.monotonic() - began, running.count()
             while (now := time.monotonic() - began) < at + arguments.phase:
                 trace.append((round(now, 1), usage.generators()))
                 time.sleep(1)
-            rate = (flow.seen() - seen) / (now - at)
+            rate = (running.count() - count) / (now - at)
             phases.append({"at": round(at, 1), "step_s": step_s, "blocks_per_s": round(rate, 2)})
     return {"phases": phases, "trace": trace}
 
 
-def of(generators: int, learners: int, rate: float, slower: Sequence[float], blocks: float) -> list[Record]:
-    """Generators of so many blocks a second, with learners slower by these factors; each beside its ideal."""
+def efficiencies(
+    generators: int, learners: int, rate: float, slowdowns: Sequence[float], blocks: float
+) -> list[Record]:
+    """Measured and ideal rates of generators that render `rate` blocks per second, with learners of several speeds.
+
+    Args:
+        generators: how many.
+        learners: how many.
+        rate: blocks per second of all generators.
+        slowdowns: how many times slower than the generators the learners are, one value for each phase.
+        blocks: how many to measure at the generators' rate.
+    """
     render_s = generators / rate
-    step_s = [learners / rate * factor for factor in slower]
-    counts = [math.ceil(blocks / max(1, factor)) for factor in slower]
-    found = measured(config_of(generators, learners, render_s, 32, 32), step_s, counts)
-    ideal = [rate / max(1, factor) for factor in slower]
+    step_s = [learners / rate * factor for factor in slowdowns]
+    counts = [math.ceil(blocks / max(1, factor)) for factor in slowdowns]
+    records = measured(config_of(generators, learners, render_s, 32, 32), step_s, counts)
+    ideal = [rate / max(1, factor) for factor in slowdowns]
     return [
         {
             "generators": generators,
             "learners": learners,
             "render_s": render_s,
-            "step_s": took,
+            "step_s": seconds,
             "slower": "learners" if factor > 1 else "generators",
             **record,
             "ideal": best,
             "efficiency": record["blocks_per_s"] / best,
         }
-        for record, took, factor, best in zip(found, step_s, slower, ideal, strict=True)
+        for record, seconds, factor, best in zip(records, step_s, slowdowns, ideal, strict=True)
     ]
 
 
@@ -329,33 +196,33 @@ PARTS = {part.__name__: part for part in (overlap, balance, ceiling, long, many,
 
 
 def main() -> None:
-    """Measure, and write the report after each measurement."""
+    """Run the parts, and write the report after each measurement."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--rate", type=float, default=8.0, help="blocks a second of the slower side, at the most")
-    parser.add_argument("--phase", type=float, default=60.0, help="seconds of each phase of the pool")
-    parser.add_argument("--blocks", type=int, default=20_000, help="of the long stream")
+    parser.add_argument("--rate", type=float, default=8.0, help="largest rate of the slower side, in blocks per second")
+    parser.add_argument("--phase", type=float, default=60.0, help="seconds of each phase of the part pool")
+    parser.add_argument("--blocks", type=int, default=20_000, help="length of the long stream")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
     report: Record = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     report |= {"machine": {"cpus": os.cpu_count(), "python": platform.python_version()}}
     report |= {"versions": {name: version(name) for name in ("genray", "ray")}}
     for part in arguments.parts:
-        found: list[Record] = []
+        records: list[Record] = []
         try:
-            with cluster.joined():  # one for each: what a stream had stays reserved for a while after its end
+            with ray_cluster.joined():  # a new Ray for each part: a stream's resources stay reserved for a while
                 for record in PARTS[part](arguments):
-                    found.append(record | {"load": os.getloadavg()[0]})
-                    print(part, json.dumps(found[-1]), flush=True)
-                    arguments.out.write_text(json.dumps(report | {f"{part}, unfinished": found}, indent=1) + "\n")
+                    records.append(record | {"load": os.getloadavg()[0]})
+                    print(part, json.dumps(records[-1]), flush=True)
+                    arguments.out.write_text(json.dumps(report | {f"{part}, unfinished": records}, indent=1) + "\n")
         except Exception:
-            traceback.print_exc()  # the other parts may still do
+            traceback.print_exc()  # the other parts may still succeed
             continue
-        report[part] = found
+        report[part] = records
         arguments.out.write_text(json.dumps(report, indent=1) + "\n")
     if arguments.out == Path(__file__).with_suffix(".json"):
-        import plots  # not in the processes that stand for generators and learners: they import this module
+        import plots  # lazily, because the simulated generators and learners import this module
 
         plots.draw(report)
 

@@ -1,67 +1,67 @@
-"""What the processes below this one cost, apart from those that stand for generators and learners."""
+"""CPU time and memory of this process and its descendants, except those that simulate generators and learners."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from genray import processes
+from genray.runs import processes
 
 TICKS = os.sysconf("SC_CLK_TCK")
 STAGES = ("MapWorker", "Consumer", "RayTrainWorker")
-"""Titles of the processes that stand for generators and learners."""
+"""Parts of the titles of processes that simulate generators and learners."""
 
 
 def titles() -> dict[int, str]:
-    """This process and all below it."""
-    found = {}
-    for pid in (os.getpid(), *processes.below(os.getpid())):
+    """Command lines of this process and its descendants, by process id."""
+    by_pid = {}
+    for pid in (os.getpid(), *processes.descendants(os.getpid())):
         try:
-            found[pid] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+            by_pid[pid] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
         except OSError:  # it has just ended
             continue
-    return found
+    return by_pid
 
 
-def staged(title: str) -> bool:
-    """Whether a process stands for a generator or a learner."""
+def is_stage(title: str) -> bool:
+    """Whether a process simulates a generator or a learner."""
     return any(name in title for name in STAGES)
 
 
 def generators() -> int:
-    """How many processes stand for generators."""
+    """Number of processes that simulate generators."""
     return sum(STAGES[0] in title for title in titles().values())
 
 
 def others() -> list[int]:
-    """The processes that stand for neither."""
-    return [pid for pid, title in titles().items() if not staged(title)]
+    """Ids of the other processes."""
+    return [pid for pid, title in titles().items() if not is_stage(title)]
 
 
 def cpu_s() -> dict[int, float]:
-    """Seconds of CPU of each of the others since it began."""
-    found = {}
+    """CPU seconds of each of the other processes since its start, by process id."""
+    seconds = {}
     for pid in others():
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        found[pid] = (int(fields[11]) + int(fields[12])) / TICKS
-    return found
+        seconds[pid] = (int(fields[11]) + int(fields[12])) / TICKS
+    return seconds
 
 
 def between(before: dict[int, float], after: dict[int, float]) -> float:
-    """Seconds of CPU from one look to the next."""
+    """CPU seconds between two results of `cpu_s`."""
     return sum(seconds - before.get(pid, 0.0) for pid, seconds in after.items())
 
 
 def memory_mib() -> float:
-    """Memory of the others; what several share counts once."""
-    found = 0
+    """Memory of the other processes in MiB; shared memory counts once."""
+    kib = 0
     for pid in others():
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         except OSError:
             continue
-        found += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return found / 1024
+        kib += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return kib / 1024

@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/bench.py demo --repeats 3 --storag
 
 import sys
 
-from genray.cli import main
+from genray.cli.main import main
 
 if __name__ == "__main__":
     main(["bench", *sys.argv[1:]])

@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/evaluate.py /shared/runs/first
 
 import sys
 
-from genray.cli import main
+from genray.cli.main import main
 
 if __name__ == "__main__":
     main(["evaluate", *sys.argv[1:]])

@@ -1,11 +1,11 @@
-"""Save a generator as a torch.export program, which renders without the code that it came from.
+"""Save a generator as a torch.export program, which renders without the generator's own code.
 
 python jobs/export_generator.py --out digits.pt2
 python jobs/export_generator.py --generator biggan-deep-128 --truncation 0.8 --out biggan.pt2
 python jobs/export_generator.py --generator package.module:factory --options '{"depth": 4}' --out mine.pt2
 
-A factory returns what `generator.kind = "custom"` takes: something with `image_size`, `latent_dim` and `num_classes`
-that is called with latents, classes and noise seeds. A program is given no seeds, so it must do without. Then:
+A factory returns what `generator.kind = "custom"` takes: an object with `image_size`, `latent_dim` and `num_classes`
+that is called with latents, classes and noise seeds. A program gets no seeds, so the generator must do without. Then:
 
 genray preview demo --generator.kind exported --generator.path digits.pt2
 """
@@ -21,56 +21,53 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from genray.generators import load
-from genray.generators.biggan import BigGANDeep
-from genray.generators.exported import export
-from genray.generators.programs import Program
-from genray.generators.settings import BigGANGenerator
+from genray.config.generator import BigGANGenerator
+from genray.views.generators import load
+from genray.views.generators.biggan import BigGANDeep
+from genray.views.generators.exported import export
+from genray.views.generators.programs import Program
 
 
 class Conditional(nn.Module):
     """A generator with classes, `z, label -> image`."""
 
-    def __init__(self, made: Any):
+    def __init__(self, generator: Any):
         super().__init__()
-        self.made = made
+        self.generator = generator
 
     def forward(self, z: Tensor, label: Tensor) -> Tensor:
-        return self.made(z, label, None)
+        return self.generator(z, label, None)
 
 
 class Unconditional(nn.Module):
     """A generator without classes, `z -> image`."""
 
-    def __init__(self, made: Any):
+    def __init__(self, generator: Any):
         super().__init__()
-        self.made = made
+        self.generator = generator
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.made(z, None, None)
+        return self.generator(z, None, None)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--generator", default="digit-scenes", help="name or directory of a BigGAN, or an import path")
     parser.add_argument("--options", type=json.loads, default={}, help="keyword arguments of the factory, as JSON")
-    parser.add_argument("--truncation", type=float, default=1.0, help="of a BigGAN, whose statistics follow it")
-    parser.add_argument("--batch", type=int, help="images at once; any number where it is not given")
-    parser.add_argument("--out", type=Path, required=True, help="the .pt2 file")
+    parser.add_argument("--truncation", type=float, default=1.0, help="of a BigGAN, whose statistics depend on it")
+    parser.add_argument("--batch", type=int, help="fixed number of images per call; any number by default")
+    parser.add_argument("--out", type=Path, required=True, help="the .pt2 file to write")
     args = parser.parse_args(arguments)
-    made: Any
+    generator: Any
     if ":" in args.generator:
         package, _, factory = args.generator.partition(":")
-        made, truncation = getattr(importlib.import_module(package), factory)(**args.options), None
-        module: nn.Module = Conditional(made) if made.num_classes else Unconditional(made)
+        generator, truncation = getattr(importlib.import_module(package), factory)(**args.options), None
+        module: nn.Module = Conditional(generator) if generator.num_classes else Unconditional(generator)
     else:
-        made, truncation = (
-            load(BigGANGenerator(model=args.generator, truncation=args.truncation), "cpu"),
-            args.truncation,
-        )
-        assert isinstance(made, BigGANDeep)
-        module = made.network
-    program = Program(made.image_size, made.latent_dim, made.num_classes, args.batch, truncation)
+        generator = load(BigGANGenerator(model=args.generator, truncation=args.truncation), "cpu")
+        assert isinstance(generator, BigGANDeep)
+        module, truncation = generator.network, args.truncation
+    program = Program(generator.image_size, generator.latent_dim, generator.num_classes, args.batch, truncation)
     export(module, args.out, program)
     print(args.out)
 

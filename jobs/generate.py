@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/generate.py demo --out /shared/anc
 
 import sys
 
-from genray.cli import main
+from genray.cli.main import main
 
 if __name__ == "__main__":
     main(["generate", *sys.argv[1:]])

@@ -1,13 +1,13 @@
-"""The paper's findings on the embedded generator, by one command: every run, their comparison, and a page of it all.
+"""Reproduce the paper's findings on the embedded generator: train all runs, compare them, and write a page.
 
-    python jobs/reproduce.py                                   # all; docs/findings.md has what that took
-    python jobs/reproduce.py --findings views std --page ""   # some of the findings, and no page
+    python jobs/reproduce.py                                   # all; docs/findings.md says how long it took
+    python jobs/reproduce.py --findings views std --page ""   # some of the findings, without the page
     ray job submit --working-dir . -- python jobs/reproduce.py --findings views --storage_path /shared/runs --parallel 8
 
-The runs are those of a sweep: the same command again goes on where it was stopped. At the end docs/findings.py writes
-docs/findings.md from their MLflow store; `genray compare findings --sweep findings` shows the same runs as a table.
-All runs make equally many updates with the same encoder, augmentation and optimiser, those of the preset `demo`, but
-with smaller batches, of which more are learned from in the same time, and without what does not change the encoder.
+The runs form a sweep, which the same command resumes. At the end docs/findings.py writes docs/findings.md from their
+MLflow store; `genray compare findings --sweep findings` shows the same runs as a table. All runs make equally many
+updates with the encoder, augmentation and optimiser of the preset `demo`, but with smaller batches, so that there is
+time for more updates, and without whatever does not affect the encoder.
 """
 
 from __future__ import annotations
@@ -24,15 +24,19 @@ from typing import Any
 
 from PIL import Image
 
-from genray import cli, compare, configure, job, space, sweep, tracking_store
-from genray.compare import Found
-from genray.config import Config
-from genray.scenes import scenes
-from genray.settings import UserError
+from genray.cli.exit_codes import exit_codes
+from genray.cluster import ray_job
+from genray.commands import sweep, sweep_space
+from genray.config import load
+from genray.config.errors import UserError
+from genray.config.run import Config
+from genray.probes.scenes import scenes
+from genray.tracking import compare, mlflow_store
+from genray.tracking.compare import FinishedRun
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "findings"
-"""Of the sweep and of the MLflow experiment."""
+"""Name of the sweep and of the MLflow experiment."""
 PRESET = "demo"
 SEEDS = (0, 1, 2)
 STEPS = 1200
@@ -43,14 +47,15 @@ COMMON = {
     "probe.every": STEPS,
     "tracking.previews_every": STEPS,
 }
-"""What all runs have instead of the preset's."""
-ROUND = 20
-"""Updates of a run as long as another are a multiple of it."""
+"""Settings of all runs that differ from the preset's."""
+STEPS_MULTIPLE = 20
+"""The number of updates of a run that is to take as long as another is rounded to a multiple of this."""
 SPEED = "median.images_per_s"
-REAL = 50_000
-"""Real images that there are to learn from; with the defaults none is seen twice."""
+NUM_REAL_IMAGES = 50_000
+"""Real images to learn from; with the defaults none is seen twice."""
 
-Settings = Mapping[str, Any]
+Overrides = Mapping[str, Any]
+"""Values of fields by their dotted paths."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,15 +63,15 @@ class Way:
     """One way to train, which differs from the preset in some settings."""
 
     title: str
-    settings: Settings
+    settings: Overrides
 
     def run(self, seed: int) -> dict[str, Any]:
-        """What a run of it sets."""
+        """The overrides of its run with this seed."""
         return {**self.settings, "seed": seed}
 
     def name(self, seed: int) -> str:
-        """The run's name. Ways of several findings that are the same share their runs."""
-        return f"{NAME}-{space.title(self.run(seed))}"
+        """The run's name. Equal ways of several findings share their runs."""
+        return f"{NAME}-{sweep_space.name_suffix(self.run(seed))}"
 
 
 @dataclass(frozen=True)
@@ -75,19 +80,19 @@ class Finding:
 
     title: str
     axis: str
-    """What they differ in, for the picture; empty where they are of several kinds."""
+    """The setting in which they differ, for the picture; empty if there is no single one."""
     ways: tuple[Way, ...]
 
 
 BASE = Way("Tz + Tx, SimCLR", {})
-TX_ONLY: Settings = {"view.kind": "none"}
-TZ_ONLY: Settings = {"augment.policy": "none"}
-REAL_IMAGES: Settings = {"source.kind": "images", "source.image_size": 32, "view.kind": "none"}
-SUPCON: Settings = {"objective.kind": "supcon"}
-SUPERVISED: Settings = {"objective.kind": "classifier"}
-CROPS: Settings = {"augment.scale": [0.2, 1.0]}
-"""As the paper has them: those of `augment.policy = "digits"`, which keep a digit whole, leave 0.8 to 1 of the area."""
-ONE_THOUSAND: Settings = {"stream.num_anchors": 1000}
+TX_ONLY: Overrides = {"view.kind": "none"}
+TZ_ONLY: Overrides = {"augment.policy": "none"}
+REAL_IMAGES: Overrides = {"source.kind": "images", "source.image_size": 32, "view.kind": "none"}
+SUPCON: Overrides = {"objective.kind": "supcon"}
+SUPERVISED: Overrides = {"objective.kind": "classifier"}
+CROPS: Overrides = {"augment.scale": [0.2, 1.0]}
+"""The paper's; those of `augment.policy = "digits"`, which keep a digit whole, are 0.8 to 1 of the area."""
+ONE_THOUSAND: Overrides = {"stream.num_anchors": 1000}
 
 FINDINGS: dict[str, Finding] = {
     "views": Finding(
@@ -157,24 +162,24 @@ WALL = "Views used several times, equally long"
 
 
 def configs(ways: Sequence[Way], seeds: Sequence[int], overrides: Sequence[str]) -> list[Config]:
-    """The runs of these ways, each once. What they have in common can be overridden."""
+    """The configurations of these ways, each once; `overrides` are on top of the common settings."""
     common = {**COMMON, "tracking.experiment": NAME}
     shared = [*itertools.chain(*((f"--{path}", str(value)) for path, value in common.items())), *overrides]
-    real = Path(configure.load(PRESET, shared).storage_path) / f"{NAME}-real"
-    found = {}
+    real = Path(load.load(PRESET, shared).storage_path) / f"{NAME}-real"
+    configs = {}
     for way, seed in itertools.product(ways, seeds):
         if way.settings.get("source.kind") == "images":
             write_real_images(real)
-            here = ["--source.directory", str(real), *shared]
+            arguments = ["--source.directory", str(real), *shared]
         else:
-            here = shared
-        if (name := way.name(seed)) not in found:
-            found[name] = space.children(PRESET, NAME, [way.run(seed)], here)[0]
-    return list(found.values())
+            arguments = shared
+        if (name := way.name(seed)) not in configs:
+            configs[name] = sweep_space.children(PRESET, NAME, [way.run(seed)], arguments)[0]
+    return list(configs.values())
 
 
-def write_real_images(directory: Path, count: int = REAL) -> None:
-    """The digit scenes that the generator was trained on as a folder of images, a directory for each digit."""
+def write_real_images(directory: Path, count: int = NUM_REAL_IMAGES) -> None:
+    """Write digit scenes like those that the generator was trained on as images, in a directory for each digit."""
     if directory.exists():
         return
     draft = directory.with_name(f".{directory.name}")
@@ -185,62 +190,62 @@ def write_real_images(directory: Path, count: int = REAL) -> None:
     draft.rename(directory)
 
 
-def equally_long(found: Mapping[str, Found], seeds: Sequence[int], steps: int) -> Finding:
+def equally_long(runs: Mapping[str, FinishedRun], seeds: Sequence[int], steps: int) -> Finding:
     """The ways of `reuse`, each with as many updates as it makes in the time of the first.
 
     Args:
-        found: the runs of `reuse`, which say how fast each way is.
-        seeds: of them.
-        steps: updates of the first.
+        runs: those of `reuse`, by their names; they give the speed of each way.
+        seeds: of the runs.
+        steps: updates of the first way.
 
     Raises:
-        UserError: one of them had to share the machine, so its speed says nothing.
+        UserError: one of the runs shared the machine with another, so that its speed is meaningless.
     """
     first, *others = FINDINGS["reuse"].ways
     for name in (way.name(seed) for way in (first, *others) for seed in seeds):
-        if others_beside(found[name], found.values()):
+        if count_overlapping(runs[name], runs.values()):
             raise UserError(
-                f"the runs of the finding reuse must be made one at a time, got {name}, which ran beside another; "
+                f"the runs of the finding reuse must be made one at a time, got {name}, which overlapped with another; "
                 "delete its directory and its run in MLflow, and start again"
             )
-    speed = {way: statistics.median(found[way.name(s)].metrics[SPEED] for s in seeds) for way in (first, *others)}
-    longer = {way: ROUND * round(steps * speed[way] / speed[first] / ROUND) for way in others}
+    speed = {way: statistics.median(runs[way.name(s)].metrics[SPEED] for s in seeds) for way in (first, *others)}
+    longer = {way: STEPS_MULTIPLE * round(steps * speed[way] / speed[first] / STEPS_MULTIPLE) for way in others}
     ways = (Way(way.title, {**way.settings, "training.steps": longer[way]}) for way in others)
     return Finding(WALL, "stream.reuse", (first, *ways))
 
 
-def others_beside(run: Found, found: Iterable[Found]) -> int:
-    """How many of the other runs went on during a part of this one."""
-    return sum(other.started < run.ended and run.started < other.ended for other in found if other.name != run.name)
+def count_overlapping(run: FinishedRun, runs: Iterable[FinishedRun]) -> int:
+    """How many of the other runs were running during a part of this one."""
+    return sum(other.started < run.ended and run.started < other.ended for other in runs if other.name != run.name)
 
 
-def results(config: Config) -> dict[str, Found]:
-    """The finished runs by their names, from the MLflow store that a run is recorded in."""
-    found, _ = compare.finished(tracking_store.address(config), NAME, NAME)
-    return {run.name: run for run in found}
+def results(config: Config) -> dict[str, FinishedRun]:
+    """The finished runs by their names, from the MLflow store of a run."""
+    runs, _ = compare.finished_runs(mlflow_store.address(config), NAME, NAME)
+    return {run.name: run for run in runs}
 
 
-def train(asked: argparse.Namespace, overrides: Sequence[str]) -> dict[str, Finding]:
-    """Train what has not been; returns the findings, with those that follow from how fast others were.
+def train(flags: argparse.Namespace, overrides: Sequence[str]) -> dict[str, Finding]:
+    """Train what is not finished, and return the findings, with `wall` if `reuse` is among them.
 
-    How fast the runs of `reuse` are decides how long those of `wall` are, so nothing else should go on meanwhile.
+    The speed of the runs of `reuse` decides how long those of `wall` are, so nothing else should use the machine.
     """
 
-    def swept(ways: Sequence[Way]) -> Config:
-        made = configs(ways, asked.seeds, overrides)
-        sweep.check(sweep.sweep(NAME, made, parallel=asked.parallel, address=asked.address))
-        return made[0]
+    def run_sweep(ways: Sequence[Way]) -> Config:
+        children = configs(ways, flags.seeds, overrides)
+        sweep.raise_if_failed(sweep.sweep(NAME, children, parallel=flags.parallel, address=flags.address))
+        return children[0]
 
-    if "reuse" in asked.findings and asked.parallel > 1:
+    if "reuse" in flags.findings and flags.parallel > 1:
         raise UserError(
-            f"--parallel must be 1 with the finding reuse, whose runs are timed, got {asked.parallel}; name the others "
+            f"--parallel must be 1 with the finding reuse, whose runs are timed, got {flags.parallel}; name the others "
             "by --findings"
         )
-    findings = {key: FINDINGS[key] for key in asked.findings}
-    first = swept([way for finding in findings.values() for way in finding.ways])
+    findings = {key: FINDINGS[key] for key in flags.findings}
+    first = run_sweep([way for finding in findings.values() for way in finding.ways])
     if "reuse" in findings:
-        findings["wall"] = equally_long(results(first), asked.seeds, first.training.steps)
-        swept([way for finding in findings.values() for way in finding.ways])
+        findings["wall"] = equally_long(results(first), flags.seeds, first.training.steps)
+        run_sweep([way for finding in findings.values() for way in finding.ways])
     return findings
 
 
@@ -250,17 +255,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time, in one Ray cluster")
     parser.add_argument("--address", help="Ray cluster to join")
-    here = "" if job.submission_id() else str(ROOT / "docs")  # a job's checkout is a copy, which goes with it
-    parser.add_argument("--page", default=here, help="directory of the page; none where it is empty, and from a job")
-    asked, overrides = parser.parse_known_args(arguments)
-    with cli.told():
-        findings = train(asked, overrides)
-        if asked.page:
+    docs = "" if ray_job.submission_id() else str(ROOT / "docs")  # a job works in a copy, which is deleted with it
+    parser.add_argument("--page", default=docs, help="directory of the page; empty for no page, the default in a job")
+    flags, overrides = parser.parse_known_args(arguments)
+    with exit_codes():
+        findings = train(flags, overrides)
+        if flags.page:
             sys.path.insert(0, str(ROOT / "docs"))
             page = importlib.import_module("findings")
-            found = results(configs([BASE], asked.seeds[:1], overrides)[0])
-            recorded = page.record(findings, asked.seeds, found)
-            page.write(Path(asked.page), page.merged(page.read(Path(asked.page)), recorded))
+            runs = results(configs([BASE], flags.seeds[:1], overrides)[0])
+            recorded = page.record(findings, flags.seeds, runs)
+            page.write(Path(flags.page), page.merged(page.read(Path(flags.page)), recorded))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ ray job submit --working-dir . -- python jobs/sweep.py demo --name stds --grid v
 
 import sys
 
-from genray.cli import main
+from genray.cli.main import main
 
 if __name__ == "__main__":
     main(["sweep", *sys.argv[1:]])

@@ -6,7 +6,7 @@ ray job submit --submission-id first --runtime-env jobs/runtime_env.yaml --worki
 
 import sys
 
-from genray.cli import main
+from genray.cli.main import main
 
 if __name__ == "__main__":
     main(["train", *sys.argv[1:]])

@@ -2,16 +2,16 @@
 
     python jobs/train_embedded_generator.py [--out DIR] [--steps N] [--seed S]
 
-Everything is learned from 1 000 handwritten digits (`genray.scenes`, split "train"); 200 others ("val") check the
-quality classifier. Three networks, in order:
+Everything is learned from 1 000 handwritten digits (`genray.probes.scenes`, split "train"); 200 others ("val") check
+the quality classifier. Three networks, in order:
 
 1. A conditional variational autoencoder of 8x8 digits gives each scan a 13-number style that is close to normal,
    and turns any style and class into a digit (Kingma & Welling 2014; Sohn et al. 2015).
 2. BigGAN-deep, exactly the network of pytorch-pretrained-biggan with 16 channels and 32x32 pixels, learns
    `(z, class) -> scene` by regression: 19 numbers of z are the scene's factors through the normal distribution
-   function, 13 are the style. Half of each batch are the real scans at their encoded styles, half are styles drawn
-   afresh. No discriminator is needed, since the scene that belongs to a latent is known.
-3. A classifier of real scenes judges how many generated images show the class that was asked for.
+   function, 13 are the style. Half of each batch are real scans at their encoded styles, half are new random styles. No
+   discriminator is needed, since the scene that belongs to a latent is known.
+3. A classifier of real scenes measures how many generated images show the intended class.
 
 The batch-norm statistics are those of standard-normal latents at every truncation: the network is one fixed function.
 """
@@ -34,7 +34,7 @@ from pytorch_pretrained_biggan.model import BigGANBatchNorm
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from genray.scenes import NUM_CLASSES, NUM_FACTORS, compose, digits
+from genray.probes.scenes import NUM_CLASSES, NUM_FACTORS, compose, digits
 
 STYLE = 13
 Z_DIM = NUM_FACTORS + STYLE
@@ -55,7 +55,7 @@ NETWORK = {
     ],
     "attention_layer_position": 4,
     "eps": 1e-4,
-    "n_stats": 2,  # the rows are equal: statistics do not depend on the truncation
+    "n_stats": 2,  # equal rows: the statistics do not depend on the truncation
 }
 
 
@@ -106,7 +106,7 @@ def train_digit_model(scans: Tensor, labels: Tensor, steps: int, noise: float = 
 
 
 class LatentScenes:
-    """The function to learn: a latent `[n, 32]` and a class to a scene `[n, 3, 32, 32]` in [-1, 1]."""
+    """The function to learn: from latents `[n, 32]` and classes to scenes `[n, 3, 32, 32]` in [-1, 1]."""
 
     def __init__(self, scans: Tensor, labels: Tensor, model: DigitModel):
         self.scans, self.labels, self.model = scans, labels, model
@@ -115,7 +115,7 @@ class LatentScenes:
         return 2 * compose(scans, torch.special.ndtr(z[:, :NUM_FACTORS])) - 1
 
     def sample(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """`count` latents, classes and scenes: half real scans at their encoded styles, half decoded styles."""
+        """`count` latents, classes and scenes: half of real scans at their encoded styles, half of decoded styles."""
         device = self.scans.device
         z = torch.randn(count, Z_DIM, device=device)
         pick = torch.randint(len(self.scans), (count,), device=device)
@@ -128,7 +128,7 @@ class LatentScenes:
 
 
 class TrainableBatchNorm(nn.Module):
-    """The batch norm the package leaves out: batch statistics, or their running mean once `frozen`."""
+    """The batch norm for training, which the package lacks: batch statistics, or their running mean once `frozen`."""
 
     def __init__(self, original: BigGANBatchNorm):
         super().__init__()
@@ -161,9 +161,10 @@ def new_network(device: torch.device) -> BigGAN:
 
 
 def train_generator(world: LatentScenes, steps: int, batch: int, rate: float, out: Path) -> None:
-    """Regression by absolute plus squared error; the statistics are frozen for the last quarter.
+    """Train the generator by regression with absolute plus squared error.
 
-    Writes the averaged weights to `out` now and then, and at the end.
+    The statistics are frozen for the last quarter. The averaged weights are written to `out` every 1000 steps and at
+    the end.
     """
     device = world.scans.device
     model = new_network(device)
@@ -195,8 +196,8 @@ def train_generator(world: LatentScenes, steps: int, batch: int, rate: float, ou
 
 
 @torch.no_grad()
-def settled(model: BigGAN) -> BigGAN:
-    """A copy whose spectral norms are those of the averaged weights, not of the last step's."""
+def with_own_spectral_norms(model: BigGAN) -> BigGAN:
+    """A copy whose spectral norms are those of its averaged weights, not those of the last step's."""
     model = copy.deepcopy(model).train()
     for module in model.modules():
         if isinstance(module, TrainableBatchNorm):
@@ -209,10 +210,9 @@ def settled(model: BigGAN) -> BigGAN:
 
 
 def package_weights(model: BigGAN) -> dict[str, Tensor]:
-    """The state under the package's own key names, with every truncation's statistics set to the ones learned."""
-    state = {
-        key.replace(".original.", "."): value.detach().clone() for key, value in settled(model).state_dict().items()
-    }
+    """The state dict with the package's key names, and with the learned statistics for every truncation."""
+    learned = with_own_spectral_norms(model).state_dict()
+    state = {key.replace(".original.", "."): value.detach().clone() for key, value in learned.items()}
     for key, value in state.items():
         if key.endswith(("running_means", "running_vars")):
             state[key] = value[:1].repeat(len(value), 1)
@@ -220,7 +220,7 @@ def package_weights(model: BigGAN) -> dict[str, Tensor]:
 
 
 def train_classifier(scans: Tensor, labels: Tensor, steps: int) -> nn.Module:
-    """A six-layer convolutional classifier of real scenes, input in [0, 1]."""
+    """A convolutional classifier of real scenes with six layers, for inputs in [0, 1]."""
     layers: list[nn.Module] = []
     for inputs, outputs, stride in [(3, 32, 1), (32, 32, 2), (32, 64, 1), (64, 64, 2), (64, 128, 1), (128, 128, 2)]:
         layers += [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
@@ -254,8 +254,8 @@ def diversity(images: Tensor, labels: Tensor) -> float:
 
 @torch.no_grad()
 def judge(classifier: nn.Module, out: Path, world: LatentScenes, device: torch.device) -> dict[str, float]:
-    """What the report says of the written file, rendered by genray's own loader."""
-    from genray.generators.biggan import load_biggan
+    """The quality of the written file, rendered by genray's own loader, for the report."""
+    from genray.views.generators.biggan import load_biggan
 
     count, half = 5000, 0.5
     val_scans, val_labels = (t.to(device).repeat(count // 200, *[1] * (t.dim() - 1)) for t in digits("val"))
@@ -290,12 +290,12 @@ def judge(classifier: nn.Module, out: Path, world: LatentScenes, device: torch.d
 def main() -> None:
     here = Path(__file__).resolve().parent.parent
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=here / "genray/generators/assets/digit_scenes")
+    parser.add_argument("--out", type=Path, default=here / "genray/views/generators/assets/digit_scenes")
     parser.add_argument("--steps", type=int, default=11000, help="optimiser steps of the generator")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--judge-only", action="store_true", help="keep the weights in --out, judge them anew")
+    parser.add_argument("--judge-only", action="store_true", help="judge the weights in --out again, without training")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
@@ -317,7 +317,7 @@ def main() -> None:
 def training_facts(args: argparse.Namespace, device: torch.device, seconds: float) -> dict[str, Any]:
     return {
         "command": "python jobs/train_embedded_generator.py",
-        "data": "load_digits, split 'train' (1000 scans), composed by genray.scenes",
+        "data": "load_digits, split 'train' (1000 scans), composed by genray.probes.scenes",
         "seed": args.seed,
         "steps": args.steps,
         "batch": args.batch,

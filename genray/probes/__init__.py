@@ -1,4 +1,4 @@
-"""How good a representation is, judged on labelled images that it was not trained on.
+"""Probes: how good a representation is on labelled images that it was not trained on.
 
-Importing this package needs no torch, so that a configuration can be read without it.
+Importing this package does not import torch, so that a configuration can be read without it.
 """

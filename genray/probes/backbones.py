@@ -1,4 +1,4 @@
-"""What is judged: a run's encoder, an export of it, or any backbone of timm's or torchvision's."""
+"""The networks that probes judge: a run's encoder, an export of one, or a backbone of timm or torchvision."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from genray import storage
-from genray.augment import MEAN, STD, normalise
-from genray.probes.pixels import INTERPOLATIONS, Geometry
-from genray.settings import UserError
+from genray.config.errors import UserError
+from genray.probes.crops import INTERPOLATIONS, Geometry
+from genray.runs import store
+from genray.views.augment import MEAN, STD, normalise
 
-if TYPE_CHECKING:
-    from genray.learner import Learner
-
-FORMS = "a run's or an export's directory, timm:MODEL, torchvision:MODEL, untrained: and one of these, or pixels"
+BACKBONE_FORMS = (
+    "a run's or an export's directory, timm:MODEL, torchvision:MODEL, untrained: and one of these, or pixels"
+)
+TIMM_CONFIG = "config.json"
+"""The file of an export that describes it to timm."""
 RAW_SIZE = 32
-"""Pixels of a side at which raw pixels are judged."""
+"""Side length in pixels of images whose raw pixels are the features."""
 
-_CLASSIFIERS = ("fc.", "classifier", "head", "last_linear.")
+_CLASSIFIER_PREFIXES = ("fc.", "classifier", "head", "last_linear.")
 
 
 @dataclass(eq=False)
 class Backbone:
-    """A frozen network from normalised images to features, and the images that it takes."""
+    """A frozen network from normalised images to features, and the image format that it expects."""
 
     name: str
     module: nn.Module
@@ -39,103 +40,95 @@ class Backbone:
     std: tuple[float, ...] = STD
     channels_last: bool = False
     run: Path | None = None
-    """The directory of the run whose trained encoder this is."""
+    """Directory of the run, if this is a run's trained encoder."""
     step: int = 0
-    """Steps that it was trained in that run."""
+    """Training steps of that encoder."""
 
     def to(self, device: torch.device | str) -> Backbone:
-        """The same one, moved there and put into evaluation mode."""
+        """Move it to a device and put it into evaluation mode; returns itself."""
         self.module.to(device).eval().requires_grad_(False)
         return self
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Features, float32 `[n, F]`, of normalised images `[n, 3, size, size]` on its device."""
+        """Features, float32 `[n, F]`, of normalised images `[n, 3, size, size]`, which must be on its device."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         with torch.no_grad():
             return self.module(images.contiguous(memory_format=layout)).float()
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Features, float32 `[n, F]`, of uint8 images `[n, 3, size, size]`."""
+        """Features, float32 `[n, F]`, of uint8 images `[n, 3, size, size]` on any device."""
         device = next((parameter.device for parameter in self.module.parameters()), pixels.device)
         planes = pixels.to(device).float().transpose(0, 1) / 255
         return self(normalise(planes, self.mean, self.std))
 
 
-def load(name: str, weights: Path | None = None, size: int | None = None) -> Backbone:
-    """The backbone of this name on the CPU, in evaluation mode.
+OpenRun = Callable[[Path, bool], Backbone]
+"""Opens a run's directory: its trained encoder, or, if the flag is False, the untrained encoder it began with."""
 
-    timm's and torchvision's come with their published weights, from the cache of those libraries or by download.
+
+def load(name: str, open_run: OpenRun, weights: Path | None = None, size: int | None = None) -> Backbone:
+    """The backbone with this name on the CPU, in evaluation mode.
+
+    Models of timm and torchvision have their published weights, from these libraries' caches or downloaded by them.
 
     Args:
-        name: a run's directory (its last checkpoint), an export's, `timm:MODEL` (`timm:local-dir:DIRECTORY` too),
-            `torchvision:MODEL`, `untrained:` before one of these, or `pixels` for the pixels themselves.
-        weights: a file of weights for timm's or torchvision's model, instead of the published ones.
-        size: pixels of a side to judge it at; its own where it is not given.
+        name: the directory of a run (its last checkpoint) or of an export, `timm:MODEL` (also
+            `timm:local-dir:DIRECTORY`), `torchvision:MODEL`, one of these after `untrained:`, or `pixels` for raw
+            pixels.
+        open_run: opens a run's directory.
+        weights: a file with the weights of a timm or torchvision model, instead of the published ones.
+        size: image size in pixels to judge it at; by default its own.
 
     Raises:
-        UserError: there is no such backbone, its weights are not here or do not fit, or it does not take that size.
+        UserError: there is no such backbone, its weights are missing or do not fit, or it does not accept that size.
     """
     kind, colon, rest = name.partition(":")
     untrained = kind == "untrained" and bool(colon)
     if untrained:
         kind, colon, rest = rest.partition(":")
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # for what is not trained
+        torch.default_generator.manual_seed(0)  # for untrained weights
         if name == "pixels":
-            found = Backbone(name, nn.Flatten(), Geometry(RAW_SIZE, RAW_SIZE))
+            backbone = Backbone(name, nn.Flatten(), Geometry(RAW_SIZE, RAW_SIZE))
         elif kind == "timm" and colon:
-            found = _timm(rest, weights, not untrained)
+            backbone = _timm(rest, weights, not untrained)
         elif kind == "torchvision" and colon:
-            found = _torchvision(rest, weights, not untrained)
+            backbone = _torchvision(rest, weights, not untrained)
         else:
-            path = Path(storage.here(name.removeprefix("untrained:") if untrained else name))
-            found = _directory(path, not untrained)
-    found.name = name
+            path = Path(store.fetch_run(name.removeprefix("untrained:") if untrained else name))
+            backbone = _directory(path, not untrained, open_run)
+    backbone.name = name
     if size is not None:
-        grown = size * found.geometry.resized / found.geometry.size
-        found.geometry = Geometry(size, max(size, round(grown)), found.geometry.interpolation, found.geometry.squash)
-    found.to("cpu")
-    side = found.geometry.size
+        own = backbone.geometry
+        resized = max(size, round(size * own.resized / own.size))
+        backbone.geometry = Geometry(size, resized, own.interpolation, own.squash)
+    backbone.to("cpu")
+    side = backbone.geometry.size
     try:
-        width = found(torch.zeros(1, 3, side, side)).shape
-    except Exception as error:  # whatever an architecture raises on a size it does not take
+        shape = backbone(torch.zeros(1, 3, side, side)).shape
+    except Exception as error:  # architectures raise various errors for a size that they do not accept
         raise UserError(f"--size must suit the backbone, got {side} for {name} ({_line(error)})") from error
-    if len(width) != 2:
-        raise UserError(f"a backbone must give one row of features for an image, got {tuple(width)} from {name}")
-    return found
+    if len(shape) != 2:
+        raise UserError(f"a backbone must return one row of features per image, got {tuple(shape)} from {name}")
+    return backbone
 
 
-def _directory(path: Path, trained: bool) -> Backbone:
+def _directory(path: Path, trained: bool, open_run: OpenRun) -> Backbone:
     """A run's encoder, or an export."""
     if not path.exists():
         prefixes = ("timm:", "torchvision:", "untrained:", "pixels")
         start = f"{str(path).partition(':')[0]}:" if ":" in str(path) else str(path)
         close = difflib.get_close_matches(start, prefixes, 1, cutoff=0.6)
         remedy = f"; did you mean {close[0]!r}?" if close else ", which does not exist"
-        raise UserError(f"a backbone must be {FORMS}, got {str(path)!r}{remedy}")
+        raise UserError(f"a backbone must be {BACKBONE_FORMS}, got {str(path)!r}{remedy}")
     if _is_export(path):
         return _timm(f"local-dir:{path.absolute()}", None, trained)
-    from genray.runs import load_learner
-
-    learner = load_learner(path, trained)
-    return replace(of_learner(learner), run=path.absolute() if trained else None)
-
-
-def of_learner(learner: Learner) -> Backbone:
-    """The encoder of a learner, to be shown images as large as those that it was trained on."""
-    side = learner.policy.size
-    return Backbone(
-        name=learner.config.name,
-        module=learner.encoder.backbone,
-        geometry=Geometry(side, side),
-        channels_last=learner.config.model.channels_last,
-        step=learner.step,
-    )
+    return replace(open_run(path, trained), run=path.absolute() if trained else None)
 
 
 def _is_export(path: Path) -> bool:
     try:
-        return "architecture" in json.loads((path / "config.json").read_text())
+        return "architecture" in json.loads((path / TIMM_CONFIG).read_text())
     except (OSError, ValueError):
         return False
 
@@ -146,9 +139,11 @@ def _timm(model: str, weights: Path | None, trained: bool) -> Backbone:
     if "/" not in model and ":" not in model and not timm.is_model(model.partition(".")[0]):
         raise UserError(_unknown("timm", model.partition(".")[0], timm.list_models()))
     pretrained = trained and weights is None
-    module = _made(f"timm:{model}", pretrained, lambda: timm.create_model(model, pretrained=pretrained, num_classes=0))
+    module = _created(
+        f"timm:{model}", pretrained, lambda: timm.create_model(model, pretrained=pretrained, num_classes=0)
+    )
     if weights is not None:
-        _fill(module, weights)
+        _load_weights(module, weights)
     config = timm.data.resolve_model_data_config(module)
     side, mode = config["input_size"][-1], config["crop_mode"]
     if mode not in ("center", "squash") or config["interpolation"] not in INTERPOLATIONS:
@@ -173,14 +168,14 @@ def _torchvision(model: str, weights: Path | None, trained: bool) -> Backbone:
     if model not in known:
         raise UserError(_unknown("torchvision", model, known))
     published = models.get_model_weights(model).DEFAULT
-    ours = published if trained and weights is None else None
-    module = _made(f"torchvision:{model}", ours is not None, lambda: models.get_model(model, weights=ours))
+    used = published if trained and weights is None else None
+    module = _created(f"torchvision:{model}", used is not None, lambda: models.get_model(model, weights=used))
     layers = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
     if not layers:
-        raise UserError(f"a backbone of torchvision's must end in a linear classifier, got {model!r}, which does not")
+        raise UserError(f"a torchvision backbone must end in a linear classifier, got {model!r}, which does not")
     module.set_submodule(layers[-1], nn.Identity())
     if weights is not None:
-        _fill(module, weights)
+        _load_weights(module, weights)
     transform = published.transforms()
     return Backbone(
         name=model,
@@ -191,28 +186,28 @@ def _torchvision(model: str, weights: Path | None, trained: bool) -> Backbone:
     )
 
 
-def _made(name: str, pretrained: bool, make: Callable[[], nn.Module]) -> nn.Module:
+def _created(name: str, pretrained: bool, create: Callable[[], nn.Module]) -> nn.Module:
     try:
-        return make()
-    except Exception as error:  # of the network, of the hub, of a directory that is no model
+        return create()
+    except Exception as error:  # network errors, hub errors, a directory that is not a model
         if not pretrained:
-            raise UserError(f"a backbone must be one that can be made, got {name} ({_line(error)})") from error
+            raise UserError(f"a backbone must be one that can be created, got {name} ({_line(error)})") from error
         raise UserError(
-            f"the weights of {name} must be here or be downloaded, and that failed ({_line(error)}); "
-            f"--weights FILE loads them, untrained:{name} does without"
+            f"the weights of {name} must be cached or downloadable, and loading them failed ({_line(error)}); "
+            f"--weights FILE loads them, untrained:{name} needs none"
         ) from error
 
 
-def _fill(module: nn.Module, file: Path) -> None:
-    """Load a file of weights, all of the backbone's; a classifier in it is left out."""
+def _load_weights(module: nn.Module, file: Path) -> None:
+    """Load a file that has all weights of the backbone; a classifier in it is ignored."""
     state = _read(file)
     wanted = module.state_dict().keys()
     prefixes = ("", "module.", "backbone.", "model.", "module.backbone.")
     prefix = max(prefixes, key=lambda p: sum(p + key in state for key in wanted))
     missing = [key for key in wanted if prefix + key not in state and not key.endswith("num_batches_tracked")]
-    beyond = [key for key in state if not prefix and key not in wanted and not key.startswith(_CLASSIFIERS)]
-    if missing or beyond:
-        what = f"lacks {missing[0]} and {len(missing) - 1} more" if missing else f"has {beyond[0]} beyond it"
+    extra = [key for key in state if not prefix and key not in wanted and not key.startswith(_CLASSIFIER_PREFIXES)]
+    if missing or extra:
+        what = f"lacks {missing[0]} and {len(missing) - 1} more" if missing else f"also has {extra[0]}"
         raise UserError(f"--weights must hold the weights of the backbone, got '{file}', which {what}")
     try:
         module.load_state_dict({key: state[prefix + key] for key in wanted if prefix + key in state}, strict=False)
@@ -226,15 +221,15 @@ def _read(file: Path) -> Mapping[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(file)
-        found: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # of the file system, of safetensors, of pickle
+        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # errors of the file system, safetensors or pickle
         raise UserError(f"--weights must be a file that can be read, got '{file}' ({_line(error)})") from None
     for key in ("state_dict", "model"):
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"--weights must be a file of named tensors, got '{file}', which holds something else")
-    return found
+    return content
 
 
 def _unknown(library: str, model: str, known: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Labelled images by their name: `digit-scenes`, a directory, `torchvision:NAME:DIRECTORY`."""
+"""Loads labelled images by name: `digit-scenes`, a directory, or `torchvision:NAME:DIRECTORY`."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pathlib import Path
 
 import numpy as np
 
-from genray.probes.images import LabelledImages, some
-from genray.probes.settings import DIGITS, FORMS, SHOTS, Probe, parse
-from genray.settings import UserError
+from genray.config.errors import UserError
+from genray.config.probe import DATA_SYNTAX, DEFAULT_SHOTS, DIGIT_SCENES, Probe, parse_data_name
+from genray.probes.labelled_images import LabelledImages, subset
 
 
-def load(text: str, images: int = Probe().images, called: str = "--data") -> LabelledImages:
-    """The labelled images that a text names; reads their labels, and no image.
+def load(text: str, images: int = Probe().images, source: str = "--data") -> LabelledImages:
+    """The labelled images with this name; reads labels but no image.
 
     Args:
-        text: see `genray.probes.settings.parse`.
-        images: how many digit scenes there are to learn from.
-        called: what the text was given as, for the error.
+        text: see `genray.config.probe.parse_data_name`.
+        images: number of digit scenes to train on.
+        source: the option or field that holds the text, for the error message.
 
     Raises:
-        UserError: there are none of that name, or they are not as their kind has to be.
+        UserError: there are none with this name, or they do not have the format that it requires.
     """
-    name = parse(text, called)
+    name = parse_data_name(text, source)
     if name.kind == "digit-scenes":
         from genray.probes.digits import digit_scenes
 
@@ -35,13 +35,13 @@ def load(text: str, images: int = Probe().images, called: str = "--data") -> Lab
     path = Path(name.path).expanduser().absolute()
     remote = "://" in name.path
     if not remote and not path.exists():
-        close = difflib.get_close_matches(text, [DIGITS], 1, cutoff=0.5)
-        remedy = f"; did you mean {DIGITS!r}?" if close else ", which does not exist"
-        raise UserError(f"{called} must be {FORMS}, got {text!r}{remedy}")
+        close = difflib.get_close_matches(text, [DIGIT_SCENES], 1, cutoff=0.5)
+        remedy = f"; did you mean {DIGIT_SCENES!r}?" if close else ", which does not exist"
+        raise UserError(f"{source} must be {DATA_SYNTAX}, got {text!r}{remedy}")
     if name.kind == "torchvision":
-        from genray.probes.packaged import packaged
+        from genray.probes.torchvision_data import torchvision_dataset
 
-        return packaged(name.option, path)
+        return torchvision_dataset(name.option, path)
     if name.kind == "parquet" or remote or (name.kind == "path" and _has_parquet(path)):
         from genray.probes.parquet import parquet
 
@@ -53,37 +53,37 @@ def load(text: str, images: int = Probe().images, called: str = "--data") -> Lab
 
 @functools.cache
 def of_run(probe: Probe) -> LabelledImages:
-    """The labelled images that a run is judged on; raises UserError as `load` does."""
+    """The labelled images of a run's probes; raises UserError like `load`."""
     assert probe.data is not None
     return load(probe.data, probe.images, "probe.data")
 
 
-def while_it_lasts(probe: Probe) -> LabelledImages:
-    """The same, to be judged on while the run lasts: the images for choices are in the place of the test split.
+def during_training(probe: Probe) -> LabelledImages:
+    """The labelled images for probes during training: the validation images take the place of the test split.
 
-    Of images on disk a split has `probe.images` at most, the same in every run.
+    A split of images on disk has at most `probe.images` of them, the same ones in every run.
     """
-    found = of_run(probe)
-    splits = [split if split.pixels is not None else some(split, probe.images) for split in found.for_choices()]
-    return replace(found, name=f"{found.name}-val", train=splits[0], test=splits[1], val=None)
+    images = of_run(probe)
+    splits = [split if split.pixels is not None else subset(split, probe.images) for split in images.for_choices()]
+    return replace(images, name=f"{images.name}-val", train=splits[0], test=splits[1], val=None)
 
 
 def check(probe: Probe) -> None:
-    """Raises UserError where a run could not be judged; digit scenes are always there."""
-    if probe.data is None or (probe.data == DIGITS and not probe.beside):
+    """Raise UserError if a run's probes could not be computed; digit scenes are always available."""
+    if probe.data is None or (probe.data == DIGIT_SCENES and not probe.beside):
         return
     of_run(probe).check_suits(probe.beside, "probe.beside")
     if "few" in probe.beside:
-        images = while_it_lasts(probe)
+        images = during_training(probe)
         counts = np.bincount(images.train.labels, minlength=len(images.classes))
-        if counts.min() < max(SHOTS):
+        if counts.min() < max(DEFAULT_SHOTS):
             raise UserError(
-                f"probe.images must leave {max(SHOTS)} of each class to learn from for few of probe.beside, got "
-                f"{probe.images}, which leaves {counts.min()} of {images.classes[counts.argmin()]}; raise it, or leave "
-                "out few"
+                f"probe.images must leave {max(DEFAULT_SHOTS)} training images of each class for few in probe.beside, "
+                f"got {probe.images}, which leaves {counts.min()} of {images.classes[counts.argmin()]}; raise it, or "
+                "leave out few"
             )
 
 
 def _has_parquet(path: Path) -> bool:
-    """Whether there are Parquet files in the directory or one below it; a search of all would list every image."""
+    """Whether there are Parquet files in the directory or its children; a full search would list every image."""
     return any(next(path.glob(pattern), None) for pattern in ("*.parquet", "*/*.parquet"))

@@ -1,4 +1,4 @@
-"""The digit scenes as labelled images: made in memory, once."""
+"""The digit scenes as labelled images, generated in memory."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from PIL import Image
 from torch import Tensor
 
-from genray import scenes
-from genray.probes.images import LabelledImages, Split
-from genray.probes.settings import DIGITS
+from genray.config.probe import DIGIT_SCENES
+from genray.probes import scenes
+from genray.probes.labelled_images import LabelledImages, Split
 
-_SIZES: dict[scenes.Split, int] = {"val": 1000, "test": 2388}  # five scenes of each digit, and four
+_SIZES: dict[scenes.SplitName, int] = {"val": 1000, "test": 2388}  # five scenes per scan for val, four for test
 
 
 @dataclass(frozen=True, eq=False)
-class Scenes:
-    """Images that are there already."""
+class ImagesInMemory:
+    """An `ImageReader` of images in memory."""
 
     pixels: Tensor
     """uint8 `[n, 3, H, W]`."""
@@ -27,22 +27,22 @@ class Scenes:
 
 
 @functools.cache
-def split(name: scenes.Split, images: int) -> Split:
-    """The scenes of one split, `images` of them where it is the one to learn from.
+def split(name: scenes.SplitName, images: int) -> Split:
+    """The scenes of one split; `images` of them for the training split.
 
-    They are made once and kept: do not change them in place.
+    The result is cached: do not modify it in place.
     """
     pixels, labels = scenes.scenes(name, _SIZES.get(name, images))
-    return Split(labels.numpy(), Scenes(pixels), pixels)
+    return Split(labels.numpy(), ImagesInMemory(pixels), pixels)
 
 
 def digit_scenes(images: int) -> LabelledImages:
-    """Scenes of handwritten digits, `images` of them to learn from."""
+    """Scenes of handwritten digits with `images` training images."""
     return LabelledImages(
-        name=DIGITS,
+        name=DIGIT_SCENES,
         classes=tuple(map(str, range(scenes.NUM_CLASSES))),
         train=split("train", images),
         test=split("test", images),
         val=split("val", images),
-        mirrored=False,
+        may_mirror=False,
     )

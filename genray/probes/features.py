@@ -1,4 +1,4 @@
-"""Features of images that lie in memory."""
+"""Features of images in memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genray.augment import MEAN, STD, normalise
+from genray.views.augment import MEAN, STD, normalise
 
 Encode = Callable[[Tensor], Tensor]
 """Normalised images, float32 `[n, 3, h, w]`, to features `[n, F]`."""
@@ -23,19 +23,19 @@ def features(
     mean: Sequence[float] = MEAN,
     std: Sequence[float] = STD,
 ) -> Tensor:
-    """Features of images that are not augmented, only resized and normalised as the `none` policy does.
+    """Features of images that are only resized and normalised, as by the augmentation policy `none`.
 
     Args:
-        encode: what maps normalised images to features. A module is put into evaluation mode for the time being and
-            fed on its own device; any other callable sees to both itself.
+        encode: maps normalised images to features. A module is temporarily put into evaluation mode and called on its
+            own device; any other callable must take care of both.
         images: uint8 `[n, 3, H, W]`.
         batch_size: images encoded at once.
-        size: pixels of a side that the encoder was trained at; the images' own where it is not given.
-        mean: of each channel, subtracted from pixels in [0, 1].
+        size: side length in pixels that the encoder was trained at; by default the images' own.
+        mean: of each channel, for pixels in [0, 1].
         std: of each channel.
 
     Returns:
-        float32 `[n, F]`, where the encoder leaves them.
+        float32 `[n, F]`, on the encoder's device.
     """
     device = next(encode.parameters(), images).device if isinstance(encode, nn.Module) else images.device
     with _evaluation(encode), torch.no_grad():
@@ -46,7 +46,7 @@ def features(
 
 
 def flatten(images: Tensor) -> Tensor:
-    """Raw pixels as features."""
+    """Raw pixels as features, `[n, 3 * h * w]`."""
     return images.flatten(1)
 
 
@@ -59,12 +59,12 @@ def _prepare(images: Tensor, size: int | None, mean: Sequence[float], std: Seque
 
 @contextmanager
 def _evaluation(encode: Encode) -> Iterator[None]:
-    """Evaluation mode for a module, and afterwards for each of its parts the mode it had."""
-    before = [(part, part.training) for part in encode.modules()] if isinstance(encode, nn.Module) else []
+    """Put a module into evaluation mode; afterwards, restore the mode of each of its submodules."""
+    before = [(module, module.training) for module in encode.modules()] if isinstance(encode, nn.Module) else []
     try:
-        for part, _ in before:
-            part.training = False
+        for module, _ in before:
+            module.training = False
         yield
     finally:
-        for part, training in before:
-            part.training = training
+        for module, training in before:
+            module.training = training

@@ -1,4 +1,4 @@
-"""The vote of the nearest neighbours, the quickest word on a representation: nothing is trained."""
+"""k-nearest-neighbour accuracy, the quickest probe: nothing is trained."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SIMILARITIES = 2**24
-"""Cosines, or votes for every class, that are held at once: 64 MiB."""
+MAX_ELEMENTS = 2**24
+"""Elements of the largest temporary tensor (cosines, or votes by class): 64 MiB."""
 
 
 def knn(
@@ -18,20 +18,19 @@ def knn(
     k: int = 10,
     temperature: float = 0.07,
 ) -> float:
-    """Accuracy, 0 to 1, of the k nearest neighbours' vote by cosine, each weighted by exp(cosine / temperature).
+    """Accuracy, 0 to 1, of the vote of the k nearest neighbours by cosine, weighted by exp(cosine / temperature).
 
     Wu, Xiong, Yu, Lin, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (CVPR 2018,
-    arXiv 1805.01978). Raw pixels are judged by the same vote; a plain majority by Euclidean distance is no kinder to
-    them.
+    arXiv 1805.01978). Raw pixels get the same vote; a majority by Euclidean distance would not do better on them.
     """
-    bank, judged = F.normalize(train_features), F.normalize(test_features)
+    bank, queries = F.normalize(train_features), F.normalize(test_features)
     train_labels, test_labels = train_labels.to(bank.device), test_labels.to(bank.device)
-    votes_for = F.one_hot(train_labels).to(bank.dtype)
-    rows = max(1, SIMILARITIES // max(len(bank), k * votes_for.shape[1]))
+    one_hot = F.one_hot(train_labels).to(bank.dtype)
+    rows = max(1, MAX_ELEMENTS // max(len(bank), k * one_hot.shape[1]))
     correct = 0
-    for chunk, labels in zip(torch.split(judged, rows), torch.split(test_labels, rows), strict=True):
+    for chunk, labels in zip(torch.split(queries, rows), torch.split(test_labels, rows), strict=True):
         nearest, index = (chunk @ bank.T).topk(k, dim=1)
-        weights = torch.exp((nearest - 1) / temperature)  # at most 1: cannot overflow
-        votes = torch.einsum("nk,nkc->nc", weights, votes_for[index])
+        weights = torch.exp((nearest - 1) / temperature)  # at most 1, so that it cannot overflow
+        votes = torch.einsum("nk,nkc->nc", weights, one_hot[index])
         correct += int((votes.argmax(1) == labels).sum())
-    return correct / len(judged)
+    return correct / len(queries)

@@ -1,4 +1,4 @@
-"""Linear classifiers of frozen features, by logistic regression."""
+"""The linear probe: logistic regression on frozen features."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-"""Weights of the linear probe's L2 penalty that are tried, strongest first."""
+L2_STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+"""L2 penalties that the linear probe tries, strongest first."""
 
 
 class LinearProbe(NamedTuple):
-    """A linear classifier of standardised features, and how strongly it was held back."""
+    """A linear classifier of standardised features."""
 
     mean: Tensor
     scale: Tensor
@@ -22,7 +22,7 @@ class LinearProbe(NamedTuple):
     bias: Tensor
     """`[C]`."""
     strength: float
-    """The one of `STRENGTHS` that was best on the held-out fifth."""
+    """Its L2 penalty, the best of `L2_STRENGTHS` on the held-out fifth."""
 
     def predict(self, features: Tensor) -> Tensor:
         """Classes, int64 `[n]`."""
@@ -30,52 +30,53 @@ class LinearProbe(NamedTuple):
 
 
 def linear_probe(train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor) -> float:
-    """Accuracy, 0 to 1, of multinomial logistic regression on frozen features, on images it has never seen."""
+    """Test accuracy, 0 to 1, of multinomial logistic regression on frozen features."""
     predicted = fit_linear_probe(train_features, train_labels).predict(test_features)
     return accuracy(predicted, test_labels)
 
 
 def fit_linear_probe(features: Tensor, labels: Tensor) -> LinearProbe:
-    """Logistic regression, its L2 penalty chosen on a fifth of the rows and then fitted to all of them."""
+    """Fit logistic regression to all rows, with the L2 penalty that is best on a held-out fifth of them."""
     labels = labels.to(features.device)
     mean = features.mean(0)
-    scale = features.std(0, correction=0).clamp_min(1e-6).reciprocal()  # a constant feature stays nothing
+    scale = features.std(0, correction=0).clamp_min(1e-6).reciprocal()  # a constant feature stays 0
     x = (features - mean) * scale
-    held_out = _fifth(labels)
-    learnt, learnt_labels, judged, judged_labels = x[~held_out], labels[~held_out], x[held_out], labels[held_out]
+    held_out = held_out_fifth(labels)
+    train, train_labels, val, val_labels = x[~held_out], labels[~held_out], x[held_out], labels[held_out]
 
     classes = int(labels.max()) + 1
     weights = x.new_zeros(classes, x.shape[1]), x.new_zeros(classes)
-    best, best_strength, best_weights, falls = -1.0, STRENGTHS[0], weights, 0
-    for strength in STRENGTHS:
-        weights = logistic_regression(learnt, learnt_labels, strength, weights)  # from where the stronger one ended
-        right = accuracy(F.linear(judged, *weights).argmax(1), judged_labels)
-        falls = falls + 1 if right < best else 0
-        if falls == 2:
-            break  # from here on it only fits the noise, and slowly
-        if right > best:
-            best, best_strength, best_weights = right, strength, weights
+    best, best_strength, best_weights, worse = -1.0, L2_STRENGTHS[0], weights, 0
+    for strength in L2_STRENGTHS:
+        weights = logistic_regression(train, train_labels, strength, weights)  # warm start from the stronger penalty
+        score = accuracy(F.linear(val, *weights).argmax(1), val_labels)
+        worse = worse + 1 if score < best else 0
+        if worse == 2:
+            break  # weaker penalties only fit noise, and slowly
+        if score > best:
+            best, best_strength, best_weights = score, strength, weights
     return LinearProbe(mean, scale, *logistic_regression(x, labels, best_strength, best_weights), best_strength)
 
 
-def _fifth(labels: Tensor) -> Tensor:
-    """Rows that are held out, bool `[n]`: every fifth, or, where classes come in turn, every fifth of each class.
+def held_out_fifth(labels: Tensor) -> Tensor:
+    """Rows to hold out, bool `[n]`: every fifth, or every fifth of each class if that would miss or exhaust a class.
 
-    Digit scenes repeat their digits with a period that five divides, so a held-out digit is held out in every scene.
+    Digit scenes repeat their digits with a period that is a multiple of five, so that a digit is held out either in
+    every scene or in none.
     """
-    every = torch.arange(len(labels), device=labels.device) % 5 == 0
+    every_fifth = torch.arange(len(labels), device=labels.device) % 5 == 0
     classes = int(labels.max()) + 1
-    all_, held = labels.bincount(minlength=classes), labels[every].bincount(minlength=classes)
-    if not ((held == 0) & (all_ >= 5) | (held == all_) & (all_ > 1)).any():
-        return every
+    counts, held_out = labels.bincount(minlength=classes), labels[every_fifth].bincount(minlength=classes)
+    if not ((held_out == 0) & (counts >= 5) | (held_out == counts) & (counts > 1)).any():
+        return every_fifth
     order = labels.argsort(stable=True)
     rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(labels), device=labels.device) - (all_.cumsum(0) - all_)[labels[order]]
+    rank[order] = torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts)[labels[order]]
     return rank % 5 == 0
 
 
 def accuracy(predicted: Tensor, labels: Tensor) -> float:
-    """Share of predicted classes that are right, 0 to 1."""
+    """Share of predicted classes that are correct, 0 to 1."""
     return (predicted == labels.to(predicted.device)).float().mean().item()
 
 

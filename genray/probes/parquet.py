@@ -1,7 +1,7 @@
-"""Labelled images in Parquet files as Hugging Face writes them: a column of encoded images, and one of classes.
+"""Labelled images in Parquet files as written by Hugging Face: a column of encoded images and one of classes.
 
-Files are told apart by their names or directories: `train-00000-of-00005.parquet`, `test/0000.parquet`. A row is found
-by its number, so that any process can read any stretch of rows without the others.
+The names of files or directories state the split: `train-00000-of-00005.parquet`, `test/0000.parquet`. Rows are read by
+number, so that any process can read any of them.
 """
 
 from __future__ import annotations
@@ -18,99 +18,102 @@ import pyarrow.compute
 import pyarrow.parquet
 from PIL import Image
 
-from genray.probes.images import LabelledImages, Split
-from genray.probes.pixels import decoded
-from genray.settings import UserError
+from genray.config.errors import UserError
+from genray.probes.crops import decode_rgb
+from genray.probes.labelled_images import LabelledImages, Split
 
-KEPT = 8
-"""Groups of rows that a process keeps encoded, in case the next image is in one of them."""
+CACHED_ROW_GROUPS = 8
+"""Row groups whose encoded images a process keeps, for images that follow in the same group."""
 
 _SPLITS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
 
 
 @dataclass(frozen=True, eq=False)
 class RowGroups:
-    """Images in a column of Parquet files, by the number of the row over all files."""
+    """An `ImageReader` of a column of Parquet files; rows are numbered over all files."""
 
     files: tuple[str, ...]
-    """Paths or addresses, one for each group of rows."""
+    """Path or address of each row group's file."""
     groups: tuple[int, ...]
-    """The number of the group in its file."""
+    """Index of each row group in its file."""
     starts: np.ndarray
-    """The first row of each group, and the number of all rows."""
+    """First row of each group, and the total number of rows."""
     column: str
 
     def image(self, row: int) -> Image.Image:
-        place = int(np.searchsorted(self.starts, row, side="right")) - 1
-        content = _encoded(self.files[place], self.groups[place], self.column)[row - int(self.starts[place])].as_py()
-        where = f"row {row - int(self.starts[place])} of group {self.groups[place]} of {self.files[place]}"
+        index = int(np.searchsorted(self.starts, row, side="right")) - 1
+        content = _encoded(self.files[index], self.groups[index], self.column)[row - int(self.starts[index])].as_py()
+        where = f"row {row - int(self.starts[index])} of group {self.groups[index]} of {self.files[index]}"
         if content is None:
             raise UserError(f"labelled images must be stored in the column {self.column!r} itself, got none in {where}")
-        return decoded(content, where)
+        return decode_rgb(content, where)
 
 
 def parquet(path: str, label: str = "") -> LabelledImages:
-    """Parquet files below a directory or address that any process can read.
+    """Parquet files below a directory or address that all processes can read.
 
     Args:
-        path: the directory, or an address that pyarrow knows (`s3://…`).
-        label: the column of classes; `label`, or the only column of integers, where it is not given.
+        path: the directory, or an address that pyarrow supports (`s3://…`).
+        label: the column of classes; by default `label`, or the only column of integers.
 
     Raises:
-        UserError: there are no files for a split to learn from and one to judge on, their columns are not of images and
-            classes, or test has other classes than train.
+        UserError: there are no files of a training split, or of a test or validation split; they lack a column of
+            images or classes; or test has other classes than train.
     """
-    found = _found(path)
+    files_by_split = _files_by_split(path)
     splits, image, numbers = {}, "", ""
-    if "train" in found:
-        image, numbers = _columns(found["train"][0], label)
-        splits = {name: _split(files, image, numbers) for name, files in found.items()}
-        splits = {name: split for name, split in splits.items() if split.labels.min() >= 0}  # some hide those of test
+    if "train" in files_by_split:
+        image, numbers = _columns(files_by_split["train"][0], label)
+        splits = {name: _split(files, image, numbers) for name, files in files_by_split.items()}
+        # Some data sets hide the labels of test.
+        splits = {name: split for name, split in splits.items() if split.labels.min() >= 0}
     test = splits.pop("test", None)
     if "train" not in splits or (test is None and "val" not in splits):
         raise UserError(
             "labelled images must be in Parquet files named train-….parquet and test-….parquet or validation-….parquet "
-            f"with their classes, got '{path}' with {', '.join(found) or 'none'}"
+            f"with their classes, got '{path}' with {', '.join(files_by_split) or 'none'}"
         )
-    classes = _classes(found["train"][0], numbers) or [str(c) for c in range(1 + int(splits["train"].labels.max()))]
-    judged = splits["val"] if test is None else test
-    if (last := int(judged.labels.max())) >= len(classes):
+    classes = _classes(files_by_split["train"][0], numbers)
+    if not classes:
+        classes = [str(c) for c in range(1 + int(splits["train"].labels.max()))]
+    test_split = splits["val"] if test is None else test
+    if (last := int(test_split.labels.max())) >= len(classes):
         raise UserError(f"the classes of test must be those of train in '{path}', got {last} beyond them")
     return LabelledImages(
         name=path.rstrip("/").rpartition("/")[2],
         classes=tuple(classes),
         train=splits["train"],
-        test=judged,
+        test=test_split,
         val=None if test is None else splits.get("val"),
     )
 
 
-def _found(path: str) -> dict[str, list[str]]:
+def _files_by_split(path: str) -> dict[str, list[str]]:
     """The files of each split, sorted."""
     from pyarrow import fs
 
     try:
-        system, place = fs.FileSystem.from_uri(path)
-        files = _listed(system, place, path)
+        system, inner_path = fs.FileSystem.from_uri(path)
+        files = _listed(system, inner_path, path)
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"--data must be a directory that can be read, got '{path}' ({_line(error)})") from None
-    found: dict[str, list[str]] = {}
+    by_split: dict[str, list[str]] = {}
     for file in sorted(files):
         if name := _split_of(file.removeprefix(path)):
-            found.setdefault(name, []).append(file)
-    return found
+            by_split.setdefault(name, []).append(file)
+    return by_split
 
 
-def _listed(system: Any, place: str, path: str) -> list[str]:
+def _listed(system: Any, inner_path: str, path: str) -> list[str]:
     from pyarrow import fs
 
-    infos = system.get_file_info(fs.FileSelector(place, recursive=True))
-    scheme = path.removesuffix(place.lstrip("/")) if "://" in path else ""
+    infos = system.get_file_info(fs.FileSelector(inner_path, recursive=True))
+    scheme = path.removesuffix(inner_path.lstrip("/")) if "://" in path else ""
     return [scheme + info.path.lstrip("/") if scheme else info.path for info in infos if info.extension == "parquet"]
 
 
 def _split_of(file: str) -> str | None:
-    """The split that a path names, in its last word that does."""
+    """The split that a path names; the last name counts."""
     words = re.findall(r"(?:^|(?<=[/_.-]))(train|test|validation|valid|val)(?=[/_.-])", file)
     return _SPLITS[words[-1]] if words else None
 
@@ -157,7 +160,7 @@ def _columns(file: str, label: str) -> tuple[str, str]:
         columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
         raise UserError(
             "Parquet files must have a column `image` of encoded images and one of integer classes, "
-            f"got '{file}' with {columns}; name the classes' as DIRECTORY#COLUMN"
+            f"got '{file}' with {columns}; name the column of classes as DIRECTORY#COLUMN"
         )
     return image, wanted
 
@@ -169,10 +172,10 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def _classes(file: str, label: str) -> list[str] | None:
-    """Names of the classes, as Hugging Face keeps them with the schema."""
-    kept = (_open(file).schema_arrow.metadata or {}).get(b"huggingface")
+    """Names of the classes from Hugging Face's metadata in the schema; None without them."""
+    metadata = (_open(file).schema_arrow.metadata or {}).get(b"huggingface")
     try:
-        return list(map(str, json.loads(kept or b"{}")["info"]["features"][label]["names"]))
+        return list(map(str, json.loads(metadata or b"{}")["info"]["features"][label]["names"]))
     except (ValueError, KeyError, TypeError):
         return None
 
@@ -180,15 +183,15 @@ def _classes(file: str, label: str) -> list[str] | None:
 def _open(file: str) -> Any:
     from pyarrow import fs
 
-    system, place = fs.FileSystem.from_uri(file)
-    return pa.parquet.ParquetFile(place, filesystem=system)
+    system, inner_path = fs.FileSystem.from_uri(file)
+    return pa.parquet.ParquetFile(inner_path, filesystem=system)
 
 
-@functools.lru_cache(maxsize=KEPT)
+@functools.lru_cache(maxsize=CACHED_ROW_GROUPS)
 def _encoded(file: str, group: int, column: str) -> Any:
-    """The encoded images of one group of rows."""
-    found = _open(file).read_row_group(group, columns=[column]).column(0)
-    return pa.compute.struct_field(found, "bytes") if pa.types.is_struct(found.type) else found
+    """The encoded images of one row group."""
+    images = _open(file).read_row_group(group, columns=[column]).column(0)
+    return pa.compute.struct_field(images, "bytes") if pa.types.is_struct(images.type) else images
 
 
 def _line(error: BaseException) -> str:

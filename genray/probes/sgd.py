@@ -1,8 +1,8 @@
 """The paper's linear evaluation: a linear layer on the frozen backbone, trained by SGD on random crops.
 
-The numbers are those of the published code for arXiv 2106.05258: 60 epochs of batches of 256, momentum .9, no decay, a
-rate of .1 that falls to a fifth after 1/2, 2/3 and 5/6 of the epochs. What is reported is the last epoch's accuracy;
-that code reports the best of all epochs, which chooses by the test images.
+The settings are those of the published code for arXiv 2106.05258: 60 epochs, batches of 256, momentum .9, no weight
+decay, and a learning rate of .1 that is divided by five after 1/2, 2/3 and 5/6 of the epochs. The accuracy is that of
+the last epoch; the published code reports the best epoch, which selects on the test images.
 """
 
 from __future__ import annotations
@@ -18,36 +18,37 @@ from torch import Tensor, nn
 
 from genray.probes.linear import accuracy
 
-DROPS, FALL = (1 / 2, 2 / 3, 5 / 6), 0.2
+LR_DROPS, LR_FACTOR = (1 / 2, 2 / 3, 5 / 6), 0.2
+"""Shares of the training after which the learning rate is multiplied by the factor."""
 
 
 @dataclass(frozen=True)
-class SGD:
+class LinearSGD:
     """How the linear layer is trained."""
 
     epochs: int = 60
     lr: float = 0.1
-    """Learning rate at the start, for batches of 256."""
+    """Initial learning rate, for batches of 256."""
     schedule: Literal["step", "cosine"] = "step"
     batch_size: int = 256
 
     def rate(self, share: float) -> float:
-        """The learning rate after a share of the training, 0 to 1."""
+        """The learning rate after this share of the training, 0 to 1."""
         if self.schedule == "cosine":
             return self.lr * (1 + math.cos(math.pi * share)) / 2
-        return self.lr * FALL ** sum(share >= drop for drop in DROPS)
+        return self.lr * LR_FACTOR ** sum(share >= drop for drop in LR_DROPS)
 
 
-def train(settings: SGD, features: Iterable[tuple[Tensor, Tensor]], images: int, classes: int) -> nn.Linear:
-    """The linear layer after one pass over features of random crops.
+def train(settings: LinearSGD, features: Iterable[tuple[Tensor, Tensor]], images: int, classes: int) -> nn.Linear:
+    """Train a linear layer in one pass over the features of random crops.
 
-    It starts at zero, from where every draw of weights would be led to the same minimum.
+    Weights start at zero: the problem is convex, so a random start would converge to the same minimum.
 
     Args:
-        settings: how.
-        features: batches of features `[n, F]` and classes `[n]`, of any size, in the order they are to be learned from.
-        images: how many features there are.
-        classes: how many classes.
+        settings: epochs, learning rate and batch size.
+        features: batches of features `[n, F]` and classes `[n]`, of any size, in training order.
+        images: number of features in all.
+        classes: number of classes.
     """
     layer: nn.Linear | None = None
     seen = 0
@@ -73,7 +74,7 @@ def top1(layer: nn.Linear, features: Tensor, labels: Tensor) -> float:
 
 
 def _batches(features: Iterable[tuple[Tensor, Tensor]], size: int) -> Iterable[tuple[Tensor, Tensor]]:
-    """The same rows in batches of this size; the last may be smaller."""
+    """The same rows in batches of this size; the last one may be smaller."""
     rows, labels = None, None
     for x, y in features:
         rows, labels = (x, y) if rows is None or labels is None else (torch.cat([rows, x]), torch.cat([labels, y]))

@@ -1,9 +1,9 @@
-"""Classes that images show several of at once: a linear SVM for each, judged by average precision.
+"""Multi-label classification: one linear SVM per class, judged by average precision.
 
 The protocol for VOC07 is that of Goyal, Mahajan, Gupta, Misra, "Scaling and Benchmarking Self-Supervised Visual
-Representation Learning" (ICCV 2019, arXiv 1905.01235), which arXiv 2106.05258 follows: features of unit length, a
-positive image weighing as much as two others, the cost of each class chosen by three-fold cross-validation on what the
-SVM then learns from, and the test split seen only by the SVM that was chosen.
+Representation Learning" (ICCV 2019, arXiv 1905.01235), which arXiv 2106.05258 follows: features of unit length, twice
+the weight for positive images, the cost of each class chosen by three-fold cross-validation on the training images, and
+the test split seen only by the final SVM.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from genray.settings import UserError
+from genray.config.errors import UserError
 
 COSTS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-"""Costs that are tried; the published list of 26 goes down to 1e-7, where features of unit length are all the same."""
+"""Costs to try; the published list of 26 goes down to 1e-7, too low to separate features of unit length."""
 FOLDS = 3
 
 
@@ -32,34 +32,36 @@ def mean_average_precision(
     classes: Sequence[str],
     seed: int = 0,
 ) -> Iterator[tuple[str, float]]:
-    """Means over the classes, 0 to 1: `svm`, the area under precision over recall, and `svm.11-point`, as VOC07 has it.
+    """Mean average precision over the classes, 0 to 1.
+
+    `svm` is the area under the precision-recall curve, `svm.11-point` the interpolation of VOC07.
 
     Args:
-        train_features: `[n, F]`, of any length, but for zero.
-        train_labels: `[n, C]`: 1 for shown, -1 for not; an image with 0 is left out for that class.
+        train_features: `[n, F]`, not necessarily of unit length.
+        train_labels: `[n, C]`: 1 if the image shows the class, -1 if not, 0 to leave the image out for that class.
         test_features: `[m, F]`.
         test_labels: `[m, C]`.
         classes: their names, for errors.
         seed: of the SVMs' solver.
 
     Raises:
-        UserError: a class has too few images to learn from or to judge on.
+        UserError: a class has too few training or test images.
     """
     from sklearn.exceptions import ConvergenceWarning
 
-    learnt, judged = (_unit(found) for found in (train_features, test_features))
+    train, test = (_unit(features) for features in (train_features, test_features))
 
-    def of_class(place: int) -> tuple[float, float]:
-        counted, seen = train_labels[:, place] != 0, test_labels[:, place] != 0
-        shown, expected = train_labels[counted, place] > 0, test_labels[seen, place] > 0
-        if min(shown.sum(), (~shown).sum()) < FOLDS or not expected.any():
+    def of_class(c: int) -> tuple[float, float]:
+        in_train, in_test = train_labels[:, c] != 0, test_labels[:, c] != 0
+        positive, expected = train_labels[in_train, c] > 0, test_labels[in_test, c] > 0
+        if min(positive.sum(), (~positive).sum()) < FOLDS or not expected.any():
             raise UserError(
-                f"each class must have {FOLDS} images to learn from with it and without it, and one to judge on, "
-                f"got {classes[place]!r} with {shown.sum()}, {(~shown).sum()} and {expected.sum()}"
+                f"each class must have {FOLDS} training images with it, as many without it, and one test image, "
+                f"got {classes[c]!r} with {positive.sum()}, {(~positive).sum()} and {expected.sum()}"
             )
-        x = learnt[counted]
-        found = _svm(choose_cost(x, shown, seed), seed).fit(x, shown)
-        scores = found.decision_function(judged[seen])
+        x = train[in_train]
+        svm = _svm(choose_cost(x, positive, seed), seed).fit(x, positive)
+        scores = svm.decision_function(test[in_test])
         return average_precision(scores, expected), eleven_point(scores, expected)
 
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:  # liblinear lets other threads run
@@ -69,41 +71,41 @@ def mean_average_precision(
     yield "svm.11-point", statistics.mean(points)
 
 
-def choose_cost(x: np.ndarray, shown: np.ndarray, seed: int = 0) -> float:
-    """The first of `COSTS` with the best mean average precision over the folds."""
+def choose_cost(x: np.ndarray, positive: np.ndarray, seed: int = 0) -> float:
+    """The cost in `COSTS` with the best mean average precision over the folds; the first of equals."""
     from sklearn.model_selection import cross_val_score
 
     precision = [
-        cross_val_score(_svm(cost, seed), x, shown, cv=FOLDS, scoring="average_precision").mean() for cost in COSTS
+        cross_val_score(_svm(cost, seed), x, positive, cv=FOLDS, scoring="average_precision").mean() for cost in COSTS
     ]
     return COSTS[int(np.argmax(precision))]
 
 
-def average_precision(scores: np.ndarray, shown: np.ndarray) -> float:
-    """The sum, over images in the order of their scores, of precision times the gain in recall; equal scores are one.
+def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Sum of precision times gain in recall, over images by descending score; equal scores count together.
 
     >>> average_precision(np.array([3.0, 2.0, 1.0]), np.array([True, False, True]))
     0.8333333333333333
     """
-    precision, recall = _curve(scores, shown)
+    precision, recall = _curve(scores, positive)
     return float(np.sum(precision * np.diff(recall, prepend=0)))
 
 
-def eleven_point(scores: np.ndarray, shown: np.ndarray) -> float:
-    """The mean, at recalls of 0, .1, …, 1, of the best precision at that recall or a higher one.
+def eleven_point(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Mean over the recalls 0, .1, …, 1 of the best precision at that recall or a higher one.
 
     Everingham, Van Gool, Williams, Winn, Zisserman, "The Pascal Visual Object Classes (VOC) Challenge" (IJCV 2010).
     """
-    precision, recall = _curve(scores, shown)
+    precision, recall = _curve(scores, positive)
     return float(np.mean([precision[recall >= point / 10 - 1e-9].max(initial=0) for point in range(11)]))
 
 
-def _curve(scores: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Precision and recall of taking all images down to each score."""
+def _curve(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Precision and recall at each distinct score as the threshold, in descending order."""
     order = np.argsort(-scores, kind="stable")
     last = np.flatnonzero(np.diff(scores[order], append=-np.inf))
-    right = np.cumsum(shown[order])[last]
-    return right / (last + 1), right / right[-1]
+    true_positives = np.cumsum(positive[order])[last]
+    return true_positives / (last + 1), true_positives / true_positives[-1]
 
 
 def _svm(cost: float, seed: int) -> Any:

@@ -1,0 +1,1 @@
+"""`genray bench`, and the measurements behind fields set to "auto"."""

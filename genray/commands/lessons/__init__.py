@@ -1,0 +1,1 @@
+"""Lessons: `genray steer` and `genray navigate`, which learn how to make latent views."""

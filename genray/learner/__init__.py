@@ -1,0 +1,1 @@
+"""Training: the encoder, its objectives, the training loop, and its side of Ray Train."""

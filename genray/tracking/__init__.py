@@ -1,0 +1,1 @@
+"""MLflow: recording runs, comparing them, and registering their encoders; plots."""
