@@ -4,16 +4,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(or $(shell command -v uv),.venv/tools/bin/uv)
 
-.PHONY: demo test test-slow soak lint lock clean
+.PHONY: demo test test-slow mutations soak lint docs dist lock clean
 
 demo: .venv/.ready
 	$(BIN)/genray train demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-slow: lint
 	$(BIN)/python -m pytest -m slow
+
+mutations: .venv/.ready
+	$(BIN)/python tests/mutations.py
 
 soak: .venv/.ready
 	$(BIN)/python tests/soak.py --minutes $(or $(MINUTES),30) --seed $(or $(SEED),0)
@@ -22,6 +25,13 @@ lint: .venv/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: .venv/.ready # the site in build/docs; a broken reference fails
+	$(BIN)/python -m sphinx -E -n -W --keep-going -q -d build/doctrees docs build/docs
+
+dist: .venv/.ready # sdist and wheel in dist/, without network
+	$(BIN)/python -m build --no-isolation --outdir dist .
 
 .venv/.ready: install.sh requirements.lock requirements-uv.lock pyproject.toml
 	PYTHON="$(PYTHON)" ./install.sh .venv
@@ -34,4 +44,4 @@ lock:
 	printf 'boto3\npsycopg2-binary\n' | $(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -c requirements.lock - -o cluster/requirements-mlflow.lock
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs build dist

@@ -10,9 +10,10 @@ import tempfile
 import time
 from pathlib import Path
 
-TESTS = Path(__file__).parent
+SUPPORT = str(Path(__file__).parent / "support")
+sys.path.insert(0, SUPPORT)
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's own name
-os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+os.environ["PYTHONPATH"] = os.pathsep.join([SUPPORT, os.environ.get("PYTHONPATH", "")])
 
 from harness import IN_RUN, RESTARTED, Run  # noqa: E402
 
@@ -36,7 +37,7 @@ def main() -> None:
                 IN_RUN[fault](run)
             else:
                 {**RESTARTED, "stopped": Run.stop}[fault](run)
-                run.start("--generators.num", str(draw.randint(1, 2)))
+                run.start("--pool.num", str(draw.randint(1, 2)))
             if draw.random() < 0.5:
                 run.progress()
         run.progress(20)

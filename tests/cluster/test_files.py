@@ -13,15 +13,24 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from paths import ROOT
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from genray import configure, nodetypes
-from genray.cluster import RESERVED_S
-from genray.placement import GENERATOR_NODE, HEAD_NODE, LEARNER_NODE, ROLE, SUBCLUSTER, node_counts, verdict
-from genray.settings import ConfigError
-from genray.stopping import WITHIN_S
+from genray.cluster import node_types
+from genray.cluster.placement import (
+    GENERATOR_NODE,
+    HEAD_NODE,
+    LEARNER_NODE,
+    ROLE_LABEL,
+    SUBCLUSTER_LABEL,
+    node_counts,
+    verdict,
+)
+from genray.cluster.ray_cluster import RESERVATION_S
+from genray.config.errors import ConfigError
+from genray.config.load import load, presets
+from genray.runs.stopping import GRACE_S
 
-ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
 SCHEMAS = [json.loads(path.read_text()) for path in (Path(__file__).parent / "schemas").glob("*.json")]
 UP = ["aws.yaml", "gcp.yaml"]
@@ -65,7 +74,7 @@ def containers(name: str) -> list[dict[str, Any]]:
 
 def groups(name: str) -> list[tuple[dict[str, str], bool, int]]:
     """Labels of each kind of node, whether it is the head, and how many there can be."""
-    return [(dict(kind.labels), kind.head, kind.most) for kind in nodetypes.of_file(CLUSTER / name).kinds]
+    return [(dict(kind.labels), kind.head, kind.limit) for kind in node_types.fleet_from_file(CLUSTER / name).kinds]
 
 
 def problems(document: dict[str, Any]) -> list[str]:
@@ -117,24 +126,24 @@ def test_nodes_carry_the_labels_that_the_package_looks_for(name: str) -> None:
     assert GENERATOR_NODE in workers
     assert LEARNER_NODE in workers
     named = {key for path, node in walk(of(name)) if isinstance(node, dict) for key in node}
-    assert {key for key in named if "genray-" in str(key) or "subcluster" in str(key)} == {ROLE, SUBCLUSTER}
+    assert {key for key in named if "genray-" in str(key) or "subcluster" in str(key)} == {ROLE_LABEL, SUBCLUSTER_LABEL}
 
 
 @pytest.mark.parametrize("name", DESCRIBED)
 @pytest.mark.parametrize("preset", ["biggan128-simclr", "biggan128-supcon", "biggan256-supcon"])
 def test_the_presets_for_gpus_fit(name: str, preset: str) -> None:
-    config, fleet = configure.load(preset), nodetypes.of_file(CLUSTER / name)
-    assert verdict(config, fleet).startswith("fits when it has grown: ")
+    config, fleet = load(preset), node_types.fleet_from_file(CLUSTER / name)
+    assert verdict(config, fleet).line.startswith("fits once it has grown: ")
     assert re.match(r"at least \d x generator[\w-]*, 1 x learner", node_counts(config, fleet))
     with pytest.raises(
         ConfigError, match=r"^learners\.num_workers must fit the nodes of the cluster with genray-role="
     ):
-        verdict(configure.load(preset, ["--learners.num_workers", "4"]), fleet)
+        verdict(load(preset, ["--learners.num_workers", "4"]), fleet)
 
 
 @pytest.mark.parametrize("name", DESCRIBED)
 def test_heads_take_no_work(name: str) -> None:
-    [head] = [kind for kind in nodetypes.of_file(CLUSTER / name).kinds if kind.head]
+    [head] = [kind for kind in node_types.fleet_from_file(CLUSTER / name).kinds if kind.head]
     assert (head.cpus, head.gpus) == (0, 0)
 
 
@@ -190,14 +199,14 @@ def test_a_stopped_job_gets_the_time_that_its_last_checkpoint_may_take(name: str
     [*seconds] = map(int, re.findall(r"RAY_JOB_STOP_WAIT_TIME_S\W+(?:value: )?\"?(\d+)", (CLUSTER / name).read_text()))
     environment = yaml.safe_load((ROOT / "jobs/runtime_env.yaml").read_text())["env_vars"]
     assert set(seconds) == {int(environment["RAY_JOB_STOP_WAIT_TIME_S"])}
-    assert seconds[0] > 2 * WITHIN_S
+    assert seconds[0] > 2 * GRACE_S
 
 
 @pytest.mark.parametrize("name", DESCRIBED)
 def test_what_a_killed_stream_had_is_soon_free(name: str) -> None:
     [*seconds] = re.findall(rf"{RESERVED}\W+(?:value: )?\"?(\d+)", (CLUSTER / name).read_text())
-    assert set(seconds) == {str(RESERVED_S)}
-    assert yaml.safe_load((ROOT / "jobs/runtime_env.yaml").read_text())["env_vars"][RESERVED] == str(RESERVED_S)
+    assert set(seconds) == {str(RESERVATION_S)}
+    assert yaml.safe_load((ROOT / "jobs/runtime_env.yaml").read_text())["env_vars"][RESERVED] == str(RESERVATION_S)
 
 
 def test_a_job_on_kubernetes_has_the_cluster_and_the_environment_of_the_others() -> None:
@@ -209,7 +218,7 @@ def test_a_job_on_kubernetes_has_the_cluster_and_the_environment_of_the_others()
     command = job["spec"]["entrypoint"].split()
     assert command[:2] == ["python", "/opt/genray/jobs/train.py"]
     assert (ROOT / "jobs/train.py").exists()
-    config = configure.load(command[2], command[3:])
+    config = load(command[2], command[3:])
     assert config.name == job["spec"]["jobId"]
     mounts = {
         mount["mountPath"] for container in containers("kuberay/rayjob.yaml")[1:] for mount in container["volumeMounts"]
@@ -331,4 +340,4 @@ def test_every_file_opens_with_its_command_and_what_it_costs(name: str) -> None:
     for path in re.findall(r"\b(?:cluster|jobs)/[\w./-]+\.(?:yaml|py|lock)", told):
         assert (ROOT / path).exists(), path
     for preset in re.findall(r"(?:genray train|jobs/train\.py) ([\w-]+)", told):
-        assert preset in configure.presets()
+        assert preset in presets()

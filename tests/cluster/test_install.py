@@ -12,8 +12,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 LOCK = (ROOT / "requirements.lock").read_text()
 PINNED = dict(re.findall(r"^([\w.-]+)==([^ \\]+)", LOCK, re.M))
 DOCKERFILE = (ROOT / "cluster/Dockerfile").read_text()

@@ -1,4 +1,4 @@
-"""A real cluster of labelled nodes on this machine, closed by a token; a job that is placed, stopped and resumed."""
+"""A real cluster of labelled nodes on this machine, protected by a token; a job that is placed, stopped and resumed."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from typing import Any
 import pytest
 import yaml
 from harness import PATIENCE_S, TITLES, Run
+from paths import ROOT
 
-from genray import checkpoint, telemetry
-from genray.placement import GENERATOR_NODE, HEAD_NODE, LEARNER_NODE
-from genray.processes import below
+from genray.cluster.placement import GENERATOR_NODE, HEAD_NODE, LEARNER_NODE
+from genray.runs import checkpoint, telemetry
+from genray.runs.processes import descendants
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-ROOT = Path(__file__).parents[2]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 NODES: dict[str, tuple[dict[str, str], int, int]] = {
     "head": (HEAD_NODE, 0, 0),
@@ -95,7 +95,8 @@ class Labelled:
 
     def hosts(self, role: str) -> set[str]:
         """The nodes that processes of this part are on."""
-        return {name for name, node in self.nodes.items() for pid in below(node.pid) if TITLES[role] in title(pid)}
+        processes = [(name, pid) for name, node in self.nodes.items() for pid in descendants(node.pid)]
+        return {name for name, pid in processes if TITLES[role] in title(pid)}
 
     def exported(self, node: str) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics[node]}/metrics", timeout=10) as page:
@@ -103,7 +104,7 @@ class Labelled:
 
     def end(self) -> None:
         for node in reversed(self.nodes.values()):
-            for pid in (*below(node.pid), node.pid):
+            for pid in (*descendants(node.pid), node.pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             node.wait()
@@ -140,9 +141,9 @@ def cluster(tmp_path: Path) -> Iterator[Labelled]:
 
 
 def test_a_job_is_placed_by_labels_stopped_resumed_and_another_refused(cluster: Labelled, tmp_path: Path) -> None:
-    generators = {"num": 2, "num_gpus": 1, "num_cpus": 0.25}
+    pool = {"num": 2, "num_gpus": 1, "num_cpus": 0.25}
     learners = {"num_gpus": 0, "num_cpus": 1}
-    run = Run(tmp_path, "placed", generators=generators, learners=learners, training={"checkpoint_every": 100_000})
+    run = Run(tmp_path, "placed", pool=pool, learners=learners, training={"checkpoint_every": 100_000})
     run.file.write_text(json.dumps(run.values))
     train = [sys.executable, str(ROOT / "jobs/train.py"), str(run.file)]
 
@@ -156,16 +157,14 @@ def test_a_job_is_placed_by_labels_stopped_resumed_and_another_refused(cluster: 
     assert cluster.hosts("learner") == {"learner"}
     assert cluster.hosts("controller") == {"head"}
 
-    refused = cluster.submit("refused", *train, "--name", "larger", "--generators.num", "6", wait=True)
+    refused = cluster.submit("refused", *train, "--name", "larger", "--pool.num", "6", wait=True)
     assert refused.returncode != 0
     told = cluster.job("logs", "refused").stdout
-    assert (
-        "genray: generators.num must fit the nodes of the cluster with ray-subcluster=generator (at the most 1 " in told
-    )
+    assert "genray: pool.num must fit the nodes of the cluster with ray-subcluster=generator (at most 1 " in told
     assert "got 6 generators" in told
     assert "Traceback" not in told
 
-    noting = "from genray import job; job.note(mlflow='http://mlflow:5000/#/1')"
+    noting = "from genray.cluster import ray_job; ray_job.add_metadata(mlflow='http://mlflow:5000/#/1')"
     assert cluster.submit("noting", sys.executable, "-c", noting, wait=True).returncode == 0
     assert "'mlflow': 'http://mlflow:5000/#/1'" in cluster.job("list").stdout
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from harness import SETTINGS, Run
 
+pytestmark = pytest.mark.ray
+
 SURVIVED = ["exit", "leave", "raise", "nan", "constant", "hang"]
 
 
@@ -32,7 +34,7 @@ def test_a_run_survives_whatever_a_generator_does_once(tmp_path: Path) -> None:
     assert run.stop() == 75
     assert "generators was stopped and is resumable from step" in run.said
     for fault, error in {
-        "exit": "died without a word",
+        "exit": "died without an error",
         "leave": "SystemExit: 0",
         "raise": "RuntimeError: CUDA error",
         "nan": "not finite",
@@ -49,14 +51,14 @@ def test_a_run_survives_whatever_a_generator_does_once(tmp_path: Path) -> None:
     [
         ("raise", 3, "RuntimeError: CUDA error"),
         pytest.param("nan", 2, "BadImages", marks=pytest.mark.slow),
-        pytest.param("exit", 3, "it died without a word", marks=pytest.mark.slow),
+        pytest.param("exit", 3, "it died without an error", marks=pytest.mark.slow),
         pytest.param("hang", 3, "it hung: killed after", marks=pytest.mark.slow),
     ],
 )
 def test_a_ticket_that_fails_in_every_process_ends_the_run_by_name(
     fault: str, attempts: int, error: str, tmp_path: Path
 ) -> None:
-    run = Run(tmp_path, "doomed", generators={**SETTINGS["generators"], "start_timeout_s": 20})
+    run = Run(tmp_path, "doomed", pool={**SETTINGS["pool"], "start_timeout_s": 20})
     run.order(fault, times=1000)
     said = run.failed(patience_s=280)  # two tickets are in flight, and take turns to fail
     told = re.search(r"^genray: ticket ([01]) failed in (\d) fresh processes; the last error: (.*)", said, re.M)

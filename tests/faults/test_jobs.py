@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 from harness import PATIENCE_S, Run
+from paths import ROOT
 
-from genray import checkpoint
-from genray.processes import below
+from genray.runs import checkpoint
+from genray.runs.processes import descendants
 
-pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 
@@ -37,7 +37,7 @@ def dashboard() -> Iterator[str]:
     while job(address, "list").returncode and time.monotonic() < deadline:
         time.sleep(0.5)
     yield address
-    for pid in (*below(head.pid), head.pid):
+    for pid in (*descendants(head.pid), head.pid):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     head.wait()

@@ -9,20 +9,26 @@ import torchvision
 from fakes import small
 from safetensors.torch import save_file
 
-from genray import checkpoint, objectives
-from genray.export import export_timm
-from genray.learner import Learner
-from genray.plan import Plan
-from genray.probes.backbones import RAW_SIZE, load
-from genray.probes.pixels import Geometry
-from genray.rundir import RunDirectory
-from genray.settings import UserError
+from genray.config.errors import UserError
+from genray.learner import objectives
+from genray.learner.export import export_timm
+from genray.learner.learner import Learner
+from genray.learner.load import open_run
+from genray.probes import backbones
+from genray.probes.backbones import RAW_SIZE
+from genray.probes.crops import Geometry
+from genray.runs import checkpoint
+from genray.stream.plan import Plan
+from genray.stream.run import Run
 
 MODEL = {
     "backbone": "resnet18",
     "model_args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 12]},
     "projection": [8, 4],
 }
+
+
+load = functools.partial(backbones.load, open_run=open_run)
 
 
 @pytest.fixture(autouse=True)
@@ -99,22 +105,22 @@ def test_an_export_is_the_backbone_that_was_exported(tmp_path):
 
 @torch.no_grad()
 def test_a_run_is_its_last_checkpoint(tmp_path, monkeypatch):
-    config = small(storage_path=str(tmp_path), model=MODEL)
-    run = RunDirectory.of(config)
-    run.claim(config)
-    learner = Learner(config, 0, torch.device("cpu"))
+    run = Run.of(small(storage_path=str(tmp_path), model=MODEL))
+    directory = run.directory.path
+    run.directory.claim(run.config)
+    learner = Learner(run, 0, torch.device("cpu"))
     for parameter in learner.encoder.parameters():
         parameter.add_(0.05)
-    (run.path / "checkpoint_0").mkdir()
+    (directory / "checkpoint_0").mkdir()
     learner.step = 8
-    learner.save(run.path / "checkpoint_0")
-    monkeypatch.setattr(checkpoint, "last", lambda directory: run.path / "checkpoint_0")
-    found, untrained = load(str(run.path)), load(f"untrained:{run.path}")
+    learner.save(directory / "checkpoint_0")
+    monkeypatch.setattr(checkpoint, "last", lambda path: path / "checkpoint_0")
+    found, untrained = load(str(directory)), load(f"untrained:{directory}")
     images = torch.randn(2, 3, learner.policy.size, learner.policy.size)
     assert torch.equal(found(images), learner.features(images))
-    assert (found.run, found.step, found.geometry.size) == (run.path, 8, learner.policy.size)
+    assert (found.run, found.step, found.geometry.size) == (directory, 8, learner.policy.size)
     assert untrained.run is None
-    fresh = Learner(config, 0, torch.device("cpu"))
+    fresh = Learner(run, 0, torch.device("cpu"))
     assert torch.equal(untrained(images), fresh.features(images))
 
 
@@ -132,11 +138,11 @@ def test_raw_pixels_are_a_backbone():
         ("tim:resnet18", r"a backbone must be .*, got 'tim:resnet18'; did you mean 'timm:'\?"),
         ("runs/frist", r"a backbone must be .*, got 'runs/frist', which does not exist"),
         ("pixel", r"a backbone must be .*, got 'pixel'; did you mean 'pixels'\?"),
-        ("timm:local-dir:no/such", r"the weights of timm:local-dir:no/such must be here or be downloaded"),
+        ("timm:local-dir:no/such", r"the weights of timm:local-dir:no/such must be cached or downloadable"),
         (
             "timm:resnet18",
-            r"the weights of timm:resnet18 must be here or be downloaded, and that failed \(.+\); --weights FILE loads "
-            "them, untrained:timm:resnet18 does without",
+            r"the weights of timm:resnet18 must be cached or downloadable, and loading them failed \(.+\); --weights "
+            "FILE loads them, untrained:timm:resnet18 needs none",
         ),
         ("torchvision:squeezenet1_0", r"must end in a linear classifier|the weights of torchvision:squeezenet1_0"),
     ],
@@ -154,7 +160,7 @@ def test_weights_that_do_not_fit_are_told(tmp_path):
     state = timm.create_model("resnet18", num_classes=0).state_dict()
     for changed, message in (
         ({key: value for key, value in state.items() if key != "conv1.weight"}, "which lacks conv1.weight"),
-        ({**state, "extra.weight": torch.zeros(1)}, "which has extra.weight beyond it"),
+        ({**state, "extra.weight": torch.zeros(1)}, "which also has extra.weight"),
         ({**state, "conv1.weight": torch.zeros(1)}, r"\(.*size mismatch for conv1.weight"),
     ):
         save_file(changed, file)

@@ -6,15 +6,15 @@ import torch
 from torch import nn
 from worlds import folder, parquet
 
-from genray import cluster
+from genray.cluster import ray_cluster
+from genray.config.errors import UserError
 from genray.probes import extraction
 from genray.probes.backbones import Backbone
+from genray.probes.crops import Geometry
 from genray.probes.data import load
-from genray.probes.extraction import Extractor, Here, OnRay, all_features
+from genray.probes.extraction import BackboneActor, LocalExtractor, RayExtractor, all_features
 from genray.probes.features import features
-from genray.probes.pixels import Geometry
-from genray.probes.showing import Showing, decode
-from genray.settings import UserError
+from genray.probes.shown_images import ShownImages, decode_batch
 
 SIZE = 12
 
@@ -26,7 +26,7 @@ def backbone() -> Backbone:
     return Backbone("small", module, Geometry(SIZE, SIZE + 2), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)).to("cpu")
 
 
-def by_hand(showing: Showing, judge: Backbone) -> torch.Tensor:
+def by_hand(showing: ShownImages, judge: Backbone) -> torch.Tensor:
     """One image after the other."""
     found = []
     for position in range(len(showing)):
@@ -42,24 +42,24 @@ def data(tmp_path):
 
 
 def test_this_process_makes_what_one_image_after_the_other_gives(data, monkeypatch):
-    monkeypatch.setattr(extraction, "BATCH", 5)  # the last batch is shorter
+    monkeypatch.setattr(extraction, "ENCODE_BATCH", 5)  # the last batch is shorter
     judge = backbone()
     for showing in (
-        Showing(data.train, judge.geometry),
-        Showing(data.train, judge.geometry, crops=2, shuffled=True, mirrored=True, seed=3),
+        ShownImages(data.train, judge.geometry),
+        ShownImages(data.train, judge.geometry, crops=2, shuffled=True, may_mirror=True, seed=3),
     ):
         expected = by_hand(showing, judge)
-        parts = list(Here()(showing, judge))
+        parts = list(LocalExtractor()(showing, judge))
         assert np.array_equal(np.concatenate([positions for positions, _ in parts]), np.arange(len(showing)))
         torch.testing.assert_close(torch.cat([part for _, part in parts]), expected, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(all_features(showing, judge, Here()), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(all_features(showing, judge, LocalExtractor()), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_task_and_an_actor_make_the_same(data):
     judge = backbone()
-    showing = Showing(data.train, judge.geometry, crops=1)
-    batch = decode({"id": np.array([3, 8, 5])}, showing)
-    found = Extractor(judge, "cpu")(batch)
+    showing = ShownImages(data.train, judge.geometry, crops=1)
+    batch = decode_batch({"id": np.array([3, 8, 5])}, showing)
+    found = BackboneActor(judge, "cpu")(batch)
     assert found["position"].tolist() == [3, 8, 5]
     torch.testing.assert_close(
         torch.from_numpy(found["features"]), by_hand(showing, judge)[[3, 8, 5]], rtol=1e-4, atol=1e-5
@@ -70,32 +70,33 @@ def test_images_in_memory_are_encoded_as_a_run_encodes_them():
     scenes, judge = load("digit-scenes", images=100), backbone()
     judge.mean, judge.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-    class Never(Here):
+    class Never(LocalExtractor):
         def __call__(self, showing, backbone):
             raise AssertionError("they are not read again")
 
-    found = all_features(Showing(scenes.train, judge.geometry), judge, Never())
+    found = all_features(ShownImages(scenes.train, judge.geometry), judge, Never())
     assert torch.equal(found.cpu(), features(judge, scenes.train.pixels, size=SIZE).cpu())
-    crops = all_features(Showing(scenes.train.pick(np.arange(7)), judge.geometry, crops=1), judge, Here())
+    crops = all_features(ShownImages(scenes.train.pick(np.arange(7)), judge.geometry, crops=1), judge, LocalExtractor())
     assert crops.shape == (7, 24)
 
 
+@pytest.mark.ray
 def test_ray_data_makes_the_same(tmp_path, monkeypatch):
     """Tasks that decode, an actor with the backbone, blocks in order; and an image that cannot be decoded."""
-    monkeypatch.setattr(extraction, "BLOCK", 7)
-    monkeypatch.setattr(extraction, "BATCH", 4)
+    monkeypatch.setattr(extraction, "DECODE_BLOCK", 7)
+    monkeypatch.setattr(extraction, "ENCODE_BATCH", 4)
     data = load(str(folder(tmp_path / "files", train=6, test=1)))
     for name in ("train", "test"):
         parquet(tmp_path / "table" / f"{name}.parquet", [0, 1, 2, 1, 0, 2])
     table = load(str(tmp_path / "table"))
     judge = backbone()
     shown = (
-        Showing(data.train, judge.geometry),
-        Showing(data.train, judge.geometry, crops=2, shuffled=True, seed=1),
-        Showing(table.train, judge.geometry),
+        ShownImages(data.train, judge.geometry),
+        ShownImages(data.train, judge.geometry, crops=2, shuffled=True, seed=1),
+        ShownImages(table.train, judge.geometry),
     )
-    with cluster.joined():
-        on_ray = OnRay(num_gpus=0)
+    with ray_cluster.joined():
+        on_ray = RayExtractor(num_gpus=0)
         for showing in shown:
             positions, parts = zip(*on_ray(showing, judge), strict=True)
             assert np.array_equal(np.concatenate(positions), np.arange(len(showing)))

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from genray import scenes
-from genray.augment import DRAWS, MEAN, STD, augment, draw, policy
-from genray.config import Augment
+from genray.config.sections import Augment
+from genray.probes import scenes
 from genray.probes.features import features
+from genray.views.augment import MEAN, NUM_UNIFORMS, STD, augment, draw, policy
 
 
 def test_features_do_not_depend_on_the_batch_and_leave_the_encoder_as_it_was(encoder):
@@ -37,6 +37,6 @@ def test_images_are_normalised_and_resized_like_the_policy_none():
     assert torch.allclose(pixels, (images.float() / 255 - mean) / std, atol=1e-5)
     for size in (24, 32, 48):
         none = policy(Augment(policy="none", size=size), 32)
-        expected = augment(images, none, draw(none, torch.rand(6, DRAWS).double().numpy()))
+        expected = augment(images, none, draw(none, torch.rand(6, NUM_UNIFORMS).double().numpy()))
         resized = features(lambda batch: batch.flatten(1), images, size=size).reshape(6, 3, size, size)
         assert torch.allclose(resized, expected, atol=1e-4)

@@ -7,19 +7,19 @@ import pytest
 from torchvision.datasets import ImageFolder
 from worlds import NAMES, folder, picture, voc
 
+from genray.config.errors import UserError
 from genray.probes.data import load
-from genray.settings import UserError
 
 
 def test_a_folder_is_read_as_torchvision_reads_it(tmp_path):
     root = folder(tmp_path / "plain", train=3, val=2)
     data = load(str(root))
-    assert (data.name, data.classes, data.several, data.val) == ("plain", NAMES, False, None)
+    assert (data.name, data.classes, data.multi_label, data.val) == ("plain", NAMES, False, None)
     for split, name in ((data.train, "train"), (data.test, "val")):
         theirs = ImageFolder(root / name)
         assert split.labels.tolist() == theirs.targets
         for row in range(len(split)):
-            assert np.array_equal(np.asarray(split.source.image(row)), np.asarray(theirs[row][0]))
+            assert np.array_equal(np.asarray(split.reader.image(row)), np.asarray(theirs[row][0]))
 
 
 def test_choices_are_made_on_val_where_test_is_there_too(tmp_path):
@@ -33,7 +33,7 @@ def test_choices_are_made_on_val_where_test_is_there_too(tmp_path):
 def test_what_a_folder_lacks_is_told(tmp_path):
     root = folder(tmp_path / "only", train=1)
     with pytest.raises(
-        UserError, match=r"must lie in train/CLASS/ and in test/CLASS/ or val/CLASS/, got '.*/only', which has train/$"
+        UserError, match=r"must be in train/CLASS/ and in test/CLASS/ or val/CLASS/, got '.*/only', which has train/$"
     ):
         load(str(root))
     (tmp_path / "empty").mkdir()
@@ -62,7 +62,7 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path):
     data = load(str(folder(tmp_path, train=2, test=1)))
     (tmp_path / "train" / "green" / "001.png").write_bytes(b"spoilt")
     with pytest.raises(UserError, match=r"must be files that can be decoded, got .*/train/green/001.png \("):
-        data.train.source.image(3)
+        data.train.reader.image(3)
 
 
 def shown():
@@ -77,10 +77,10 @@ def shown():
 def test_voc_is_read_with_what_counts_neither_way(below, tmp_path):
     voc(tmp_path / "data" / below if below else tmp_path / "VOC2007", shown())
     data = load(str(tmp_path / "data" if below else tmp_path / "VOC2007"))
-    assert (data.name, data.classes, data.several) == ("VOC2007", NAMES, True)
+    assert (data.name, data.classes, data.multi_label) == ("VOC2007", NAMES, True)
     assert data.train.labels.tolist() == [[-1, -1, 1], [0, 1, -1], [1, -1, 1]]
     assert data.test.labels.tolist() == [[1, -1, -1], [-1, -1, 0]]
-    assert data.test.source.image(0).size == picture("blue", 0).size
+    assert data.test.reader.image(0).size == picture("blue", 0).size
 
 
 def test_what_voc_lacks_is_told(tmp_path):

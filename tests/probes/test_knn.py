@@ -43,5 +43,5 @@ def test_the_bound_on_memory_changes_no_result(limit, monkeypatch):
     bank, bank_labels = clusters(500, spread=2.0)
     judged, labels = clusters(130, spread=2.0, seed=1)
     whole = knn(bank, bank_labels, judged, labels, 10)
-    monkeypatch.setattr(module, "SIMILARITIES", limit)  # a few rows at once, the last chunk shorter
+    monkeypatch.setattr(module, "MAX_ELEMENTS", limit)  # a few rows at once, the last chunk shorter
     assert knn(bank, bank_labels, judged, labels, 10) == whole

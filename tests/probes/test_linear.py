@@ -7,7 +7,7 @@ import torch
 from clusters import clusters
 
 from genray.probes import linear
-from genray.probes.linear import fit_linear_probe, linear_probe
+from genray.probes.linear import fit_linear_probe, held_out_fifth, linear_probe
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_classes_that_come_in_turn_are_all_held_out():
     judged, expected = clusters(400, width=64, spread=4.0, seed=1)
     in_turn, mixed = (linear_probe(x[rows], labels[rows], judged, expected) for rows in (order, shuffled))
     assert in_turn == pytest.approx(mixed, abs=0.03)
-    held = linear._fifth(labels[order])
+    held = held_out_fifth(labels[order])
     assert torch.equal(labels[order][held].bincount(), torch.full((10,), -(-int(fewest) // 5)))
 
 
@@ -83,7 +83,7 @@ def test_the_penalty_is_the_best_of_the_held_out_fifth():
     probe = fit_linear_probe(few, clean_labels)
     x = (few - probe.mean) * probe.scale
     fits = {}
-    for strength in linear.STRENGTHS:
+    for strength in linear.L2_STRENGTHS:
         start = torch.zeros(10, x.shape[1]), torch.zeros(10)
         weights = linear.logistic_regression(x[~held_out], clean_labels[~held_out], strength, start)
         right = torch.nn.functional.linear(x[held_out], *weights).argmax(1) == clean_labels[held_out]

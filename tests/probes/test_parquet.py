@@ -6,8 +6,8 @@ import pyarrow.parquet
 import pytest
 from worlds import NAMES, parquet, picture
 
+from genray.config.errors import UserError
 from genray.probes.data import load
-from genray.settings import UserError
 
 TRAIN = [0, 1, 2, 2, 1, 0, 0, 1, 2, 2]
 
@@ -37,8 +37,8 @@ def test_every_row_is_found_by_its_number(train, test, plain, tmp_path):
     assert (data.name, data.classes, data.val) == (tmp_path.name, NAMES, None)
     assert data.train.labels.tolist() == TRAIN
     for row in (9, 0, 5, 6, 3, 4):
-        assert same(data.train.source.image(row), NAMES[TRAIN[row]], row)
-    assert same(data.test.source.image(1), "blue", 51)
+        assert same(data.train.reader.image(row), NAMES[TRAIN[row]], row)
+    assert same(data.test.reader.image(1), "blue", 51)
 
 
 def test_choices_are_made_on_validation_where_test_is_there_too(tmp_path):
@@ -61,7 +61,8 @@ def test_columns_of_other_names(tmp_path):
     assert load(f"parquet:{tmp_path}#coarse_label").classes == ("0",)
     with pytest.raises(
         UserError,
-        match=r"got '.*/train.parquet' with img \(struct.*\), fine_label .*; name the classes' as DIRECTORY#COLUMN$",
+        match=r"got '.*/train.parquet' with img \(struct.*\), fine_label .*; name the column of classes as "
+        r"DIRECTORY#COLUMN$",
     ):
         load(str(tmp_path))
 
@@ -101,9 +102,9 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path):
     content[5], content[6] = {"bytes": b"spoilt", "path": None}, {"bytes": None, "path": "elsewhere.png"}
     table = table.set_column(0, "image", pa.array(content))
     pa.parquet.write_table(table, tmp_path / "train.parquet", row_group_size=4)
-    source = load(str(tmp_path)).train.source
+    reader = load(str(tmp_path)).train.reader
     with pytest.raises(UserError, match=r"can be decoded, got row 1 of group 1 of .*/train.parquet \(no image"):
-        source.image(5)
+        reader.image(5)
     with pytest.raises(UserError, match=r"must be stored in the column 'image' itself, got none in row 2 of group 1"):
-        source.image(6)
-    assert same(source.image(7), NAMES[TRAIN[7]], 7)
+        reader.image(6)
+    assert same(reader.image(7), NAMES[TRAIN[7]], 7)

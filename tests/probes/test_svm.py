@@ -6,9 +6,9 @@ from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import LinearSVC
 
+from genray.config.errors import UserError
 from genray.probes import svm
 from genray.probes.svm import COSTS, average_precision, choose_cost, eleven_point, mean_average_precision
-from genray.settings import UserError
 
 
 def several(n: int, seed: int, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -81,5 +81,5 @@ def test_a_class_with_too_few_images_is_named():
     (x, labels), (judged, expected) = several(60, 0), several(40, 1)
     labels[:, 1] = -1
     labels[:2, 1] = 1
-    with pytest.raises(UserError, match=r"^each class must have 3 images.*, got 'b' with 2, 58 and \d+$"):
+    with pytest.raises(UserError, match=r"^each class must have 3 training images.*, got 'b' with 2, 58 and \d+$"):
         dict(mean_average_precision(x, labels, judged, expected, "abc"))
