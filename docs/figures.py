@@ -2,9 +2,9 @@
 
     python docs/figures.py [runs/NAME/report.json]
 
-Fills the block `<!-- demo -->` … `<!-- /demo -->` of README.md from a run's report, where one is given, and those of
-docs/ from the report beside the embedded generator's weights and those of benchmarks/. The same reports give the same
-pages.
+A block stands between `<!-- NAME -->` and `<!-- /NAME -->`. Those of the demo, in README.md and
+docs/getting-started.md, are filled from a run's report if one is given; the others from the report next to the embedded
+generator's weights and from those of benchmarks/. The same reports give the same pages.
 """
 
 from __future__ import annotations
@@ -17,22 +17,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from genray.bench import ROWS
+from genray.commands.bench.rates import TABLE_ROWS, bench_advice
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import plots  # noqa: E402
 
-GENERATOR = ROOT / "genray/generators/assets/digit_scenes/report.json"
+GENERATOR = ROOT / "genray/views/generators/assets/digit_scenes/report.json"
 
 
 def demo(report: dict[str, Any]) -> str:
-    """The result of a run: probes, start-up, length and speed."""
-    first = report["seconds_to_first_step"]
-    parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in first.items() if name != "total")
+    """The result of a run: what its encoder is worth, and how long it took."""
     machine = report["hardware"]
-    versions = ", ".join(f"{name} {report['versions'][name]}" for name in ("python", "torch", "ray"))
     lines = [
         "| accuracy on unseen digit scenes | kNN | linear probe |",
         "|---|---:|---:|",
@@ -41,6 +38,18 @@ def demo(report: dict[str, Any]) -> str:
             for name, found in report["probes"].items()
         ),
         "",
+        f"From the command to the report: {report['seconds_total']:.0f} s for {report['steps']} steps, on "
+        f"{machine['cpus']:g} CPU cores and {machine['gpus']:g} GPUs.",
+    ]
+    return "\n".join(lines)
+
+
+def demo_speed(report: dict[str, Any]) -> str:
+    """Where the time of a run went."""
+    first, machine = report["seconds_to_first_step"], report["hardware"]
+    parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in first.items() if name != "total")
+    versions = ", ".join(f"{name} {report['versions'][name]}" for name in ("python", "torch", "ray"))
+    lines = [
         "| | |",
         "|---|---|",
         f"| start to the final report | {report['seconds_total']:.0f} s, {report['steps']} steps |",
@@ -60,7 +69,7 @@ def generator(report: dict[str, Any]) -> str:
         "parameters": f"{training['parameters']:,}",
         "training": f"{training['steps']:,} steps of {training['batch']}, {training['seconds'] / 60:.0f} minutes "
         f"({training['device']}, torch {training['torch']}, seed {training['seed']})",
-        "images that show the class asked for": f"{quality['recognised_as_intended']:.1%}",
+        "images that show the requested class": f"{quality['recognised_as_intended']:.1%}",
         "their gaussian neighbours (std 1) that do": (
             f"{quality['recognised_as_intended_gaussian_neighbours_std_1']:.1%}"
         ),
@@ -73,16 +82,15 @@ def generator(report: dict[str, Any]) -> str:
 
 
 AGAIN = "learners restart from the last checkpoint"
-FRESH = "rendered again in a fresh process, the learners do not notice"
+FRESH = "a fresh process renders the ticket again; the learners do not notice"
 RESUMES = "the next start resumes"
-ENDS = "the run ends and names the ticket"
 FAULTS: list[tuple[str, str | None, str, str]] = [
     ("a generator is killed, or exits in the middle of a block", "generator killed", FRESH, "generators ●"),
     ("a generator raises", "generator raises", FRESH, "generators ●"),
     ("a generator renders NaN or a constant image", "generator renders NaN", FRESH, "generators ●"),
     ("a generator hangs (SIGSTOP)", "generator hangs", f"killed, then {FRESH}", "generators ●"),
-    ("a ticket fails in every process", None, f"{ENDS} and the error", "generators ●"),
-    ("a generator cannot be made", None, "refused at once, with its own message", "../test_fit.py ●"),
+    ("a ticket fails in every process", None, "the run ends with the ticket's number and its error", "generators ●"),
+    ("a generator cannot be created", None, "refused at once, with its own message", "train ●"),
     ("a generator dies while it loads, every time", None, "the run ends with the error", "resources"),
     ("a learner is killed", "learner killed", AGAIN, "learners ●"),
     ("a learner hangs (SIGSTOP)", "learner hangs", f"noticed after `hang_timeout_s`, then {AGAIN}", "learners ●"),
@@ -90,12 +98,12 @@ FAULTS: list[tuple[str, str | None, str, str]] = [
     (
         "the controller of Ray Train is killed",
         "controller killed",
-        "started again, from the last checkpoint",
+        "it is started again, and the learners from the last checkpoint",
         "learners ●",
     ),
     ("the whole process tree is killed", "everything killed, started again", RESUMES, "resume ●"),
     (
-        "the command is killed, its processes stay",
+        "the command is killed, but its processes survive",
         "driver killed, started again",
         "the next start ends them by pid and start time, and resumes",
         "resume ●",
@@ -106,7 +114,7 @@ FAULTS: list[tuple[str, str | None, str, str]] = [
     ("a node with a generator is lost", "generator node lost", FRESH, "cluster"),
     ("a node with a learner is lost", "learner node lost", AGAIN, "cluster"),
     (
-        "a node gives notice",
+        "a node gives notice that it will go",
         "learner node lost after a notice",
         "checkpoints until it is gone, then a restart",
         "cluster",
@@ -114,23 +122,23 @@ FAULTS: list[tuple[str, str | None, str, str]] = [
     (
         "nodes come and go, `num_workers = [min, max]`",
         None,
-        "more or fewer learners, each step shows the same",
+        "more or fewer learners; each step shows the same anchors",
         "cluster",
     ),
     ("learners fail again and again", None, "the run ends after `max_failures` without a new checkpoint", "resources"),
     ("memory runs out in a generator", "generator out of memory", f"Ray kills it; {FRESH}", "resources"),
     ("memory runs out in a learner", "learner out of memory", f"Ray kills it; {AGAIN}", "resources"),
     ("the disk is full, a checkpoint is cut short", "disk full", "never loaded; the one before it is", "resources"),
-    ("the object store is full", None, "the generators are held back, nothing is spilled", "resources"),
-    ("MLflow is away for a while", None, "training goes on; what was missed is written later", "resources"),
+    ("the object store is full", None, "the generators are held back; nothing is spilled", "resources"),
+    ("MLflow is away for a while", None, "training continues; what MLflow missed is written later", "resources"),
 ]
-"""What happens, its name in the report, what is promised, and the test in tests/faults."""
+"""What happens, its name in benchmarks/faults.json, what is promised, its test in tests/faults or tests/commands."""
 
 
 def faults(report: dict[str, Any]) -> str:
     """What each fault costs a run."""
     found, machine = report["faults"], report["machine"]
-    rows = ["| what happens | what is promised | recovered | seconds, median (95 %) | steps made again | test |"]
+    rows = ["| what happens | what is promised | recovered | seconds, median (95 %) | repeated steps | test |"]
     rows.append("|---|---|---:|---:|---:|---|")
     for what, name, promise, test in FAULTS:
         measured = " | | "
@@ -147,19 +155,19 @@ def faults(report: dict[str, Any]) -> str:
         "",
         f"Measured on {machine['cpus']} CPU cores (load {report['load_median']}), Ray {report['versions']['ray']}, "
         f"small runs with a checkpoint every {report['checkpoint_every']} steps, `ticket_timeout_s` "
-        f"{report['ticket_timeout_s']}, `hang_timeout_s` {report['hang_timeout_s']}. The seconds are those until the "
-        "run was ahead of where it had been, and most of them are new processes that import torch. Over all "
-        f"{steps:,} steps of these runs, compared with what their seeds say: {wrong}.",
+        f"{report['ticket_timeout_s']}, `hang_timeout_s` {report['hang_timeout_s']}. The seconds count until the "
+        "run was ahead of where it had been; most of them go to new processes that import torch. All "
+        f"{steps:,} steps of these runs were compared with what their seeds determine: {wrong}.",
     ]
     if goodput := report["goodput"]:
         told = ", ".join(f"{of['goodput']:.0%} with a kill every {of['kill_every_s']} s" for of in goodput)
-        rows += ["", f"Of the undisturbed speed is left, when learners are killed: {told}."]
+        rows += ["", f"What is left of the undisturbed speed when learners are killed: {told}."]
     if slow := report["slow"]:
         first = slow[0]
         told = " and ".join(f"{of['measured']:.0%} with a look-ahead of {of['look_ahead']} tickets" for of in slow)
         rows += [
             "",
-            "A generator that is merely slow holds an ordered stream back, as far as the look-ahead does not cover it. "
+            "The stream is ordered, so a merely slow generator holds it up unless the look-ahead covers for it. "
             f"With one of {first['generators']} generators {first['slower']} times slower, "
             f"{first['without_waiting']:.0%} of the speed would be left if nothing waited for it; measured: {told}.",
         ]
@@ -170,10 +178,10 @@ def scaling(report: dict[str, Any]) -> str:
     """What a stream costs, with simulated generators and learners."""
     lines, told = [], []
     if found := report.get("overlap"):
-        lines = ["Of the speed of the slower side, where the other one is 1.5 times faster:", ""]
+        lines = ["Speed as a share of that of the slower side alone; the other side is 1.5 times faster:", ""]
         sides = ("generators slower", "learners slower")
         columns = [f"{number}, {side}" for number in ("1 learner", "2 learners") for side in sides]
-        lines += [f"| generators | {' | '.join(columns)} | CPU for a block |", "|---:|---:|---:|---:|---:|---:|"]
+        lines += [f"| generators | {' | '.join(columns)} | CPU per block |", "|---:|---:|---:|---:|---:|---:|"]
         for generators in sorted({of["generators"] for of in found}):
             here = [of for of in found if of["generators"] == generators]
             row = [
@@ -188,34 +196,34 @@ def scaling(report: dict[str, Any]) -> str:
         large = ", ".join(f"{of['efficiency']:.3f} with {of['generators']}" for of in many)
         last = many[-1]
         told.append(
-            f"With 4 learners, once each: {large} generators; everything but these {last['generators']} and the "
-            f"learners takes {last['memory_mib'] / 1024:.1f} GiB of memory and {1000 * last['cpu_s_per_block']:.0f} ms "
-            "of CPU for a block."
+            f"With 4 learners, measured once each: {large} generators. Everything but these {last['generators']} and "
+            f"the learners takes {last['memory_mib'] / 1024:.1f} GiB of memory and "
+            f"{1000 * last['cpu_s_per_block']:.0f} ms of CPU per block."
         )
     if turns := report.get("balance"):
         told.append(
-            f"With both sides equally fast, {_spread([of['ratio'] for of in turns])} times the speed of one process "
-            "that renders and trains in turn; 2 is the limit."
+            f"With both sides equally fast, the stream has {_spread([of['ratio'] for of in turns])} times the speed of "
+            "one process that renders and trains in turn; 2 is the limit."
         )
     if ceilings := report.get("ceiling"):
         rates = {mib: [of["blocks_per_s"] for of in ceilings if of["mib"] == mib] for mib in _each(ceilings, "mib")}
         told.append(
-            "What one stream can move at most, where rendering costs nothing: "
+            "The most that one stream can move, where rendering costs nothing: "
             + ", ".join(f"{_spread(rate, 0)} blocks/s of {mib:g} MiB" for mib, rate in rates.items())
             + "."
         )
     if long := report.get("long"):
         first, last = long[0], long[-1]
         told.append(
-            f"A stream of {last['blocks']:,} small blocks: {1000 * first['s_per_block']:.0f} ms for each of the first "
-            f"thousand and {1000 * last['s_per_block']:.0f} ms for each of the last, "
+            f"In a stream of {last['blocks']:,} small blocks, each of the first thousand takes "
+            f"{1000 * first['s_per_block']:.0f} ms and each of the last {1000 * last['s_per_block']:.0f} ms, with "
             f"{1000 * first['cpu_s_per_block']:.0f} and {1000 * last['cpu_s_per_block']:.0f} ms of CPU outside "
-            f"generators and learners. Ray Data keeps a record of each (ray-project/ray#66016), which takes "
+            f"generators and learners. Ray Data keeps a record of each block (ray-project/ray#66016), which takes "
             f"{1024 * (last['memory_mib'] - first['memory_mib']) / (last['blocks'] - first['blocks']):.0f} KiB."
         )
     machine = report["machine"]
     told.append(f"Measured on {machine['cpus']} CPU cores, Ray {report['versions']['ray']}.")
-    if set(report) >= plots.SCALING:
+    if set(report) >= plots.SCALING_PARTS:
         told.append("\n\n![Efficiency, what one stream can move, a long stream](scaling.png)")
     return "\n".join([*lines, " ".join(told)])
 
@@ -226,9 +234,9 @@ def side_by_side(report: dict[str, Any]) -> str:
         report["ways"],
         {
             "genray": "genray: generator and learner, one processor each",
-            "in turn": "one process renders, then trains, on all processors",
+            "in turn": "one process that renders, then trains, on all processors",
             "loader": "a DataLoader whose worker renders",
-            "files": "PNG files, once they are written",
+            "files": "PNG files, once written",
         },
     )
     lines = ["| way | anchors/s | genray / this way |", "|---|---:|---:|"]
@@ -236,7 +244,7 @@ def side_by_side(report: dict[str, Any]) -> str:
         rate, over = ways["anchors_per_s"][way], ways["genray_over"].get(way)
         lines.append(f"| {text} | {_range(rate, 0)} | {_range(over, 2) if over else ''} |")
     over = ways["genray_over"]["files, written first"]
-    lines.append(f"| PNG files, in the first epoch, writing included | | {_range(over, 2)} |")
+    lines.append(f"| PNG files, first epoch, writing included | | {_range(over, 2)} |")
     written = [of["files"] for of in ways["rounds"]]
     size = statistics.median(of["bytes_per_anchor"] for of in written)
     speed = statistics.median(of["written_per_s"] for of in written)
@@ -248,16 +256,16 @@ def side_by_side(report: dict[str, Any]) -> str:
         for of in report.get("sizes", [])
     )
     told = [
-        f"The files take {size / 1024:.1f} KiB for each anchor; {speed:.0f} anchors are written in a second by all "
-        f"processors, and reading the same ones again and again overtakes fresh ones {ahead}. Generator and learner "
-        f"at the same time, with nothing between them, show what this machine allows: "
-        f"{_range(ways['apart_over_in_turn'], 2)} times the speed of one process; genray reaches "
+        f"The files take {size / 1024:.1f} KiB per anchor. All processors together write {speed:.0f} anchors a second, "
+        f"and reading the same files again and again overtakes rendering new images {ahead}. A generator and a learner "
+        f"that run at the same time with nothing between them show what this machine allows: "
+        f"{_range(ways['apart_over_in_turn'], 2)} times the speed of one process. genray reaches "
         f"{_range(ways['genray_over_apart'], 2)} of that. All processes but generator and learner take "
         f"{ways['overhead']['median']:.1%} of the machine, the one that schedules the stream "
         f"{ways['scheduling']['median']:.1%}; the others are Ray's own and cost the same however much is rendered."
     ]
     if sizes:
-        told.append(f"Of the speed of a DataLoader, by the size of a ticket in batches of 16: {sizes}.")
+        told.append(f"As a share of the speed of a DataLoader, by the size of a ticket in batches of 16: {sizes}.")
     machine, versions = report["machine"], report["versions"]
     told.append(
         f"Preset `{ways['preset']}` on {machine['cpus']} CPU cores, torch {versions['torch']}, Ray {versions['ray']}."
@@ -268,12 +276,13 @@ def side_by_side(report: dict[str, Any]) -> str:
 def bench(report: dict[str, Any]) -> str:
     """What `genray bench` found."""
     lines = ["| | median (least to most) |", "|---|---:|"]
-    for key, text in ROWS.items():
+    for key, text in TABLE_ROWS.items():
         of = {name: report[name][key] for name in ("median", "least", "most")}
         lines.append(f"| {text} | {_range(of, 2 if of['median'] < 10 else 0)} |")
-    lines.append(f"| stream of blocks that cost nothing, blocks/s | {report['empty_stream']['blocks_per_s']:.0f} |")
+    lines.append(f"| stream without rendering, blocks/s | {report['empty_stream']['blocks_per_s']:.0f} |")
     machine = report["hardware"]
-    lines += ["", f"On {machine['cpus']:g} CPU cores, {machine['gpus']:g} GPUs: {report['advice']}."]
+    advice = bench_advice(report["median"], learners=1, reuse=1)  # of the demo, in today's words
+    lines += ["", f"On {machine['cpus']:g} CPU cores, {machine['gpus']:g} GPUs: {advice}."]
     return "\n".join(lines)
 
 
@@ -324,10 +333,10 @@ def _biggan(run: dict[str, Any]) -> str:
         f"{run['micro_batch']} images at once, torch {run['versions']['torch']}"
         + ("" if gpu else f", {run['threads']} threads")
         + (", the package's convolutions with TF32, as torch has them" if stock["precision"] == "tf32" else "")
-        + f". For an image the package takes {stock['macs'] / 1e9:.1f} billion multiply-adds and "
+        + f". Per image the package takes {stock['macs'] / 1e9:.1f} billion multiply-adds and "
         f"{stock['bytes'] / 1e6:.0f} MB read and written, genray {ours['macs'] / 1e9:.1f} and "
-        f"{ours['bytes'] / 1e6:.0f}. This device copies at {copied / 1e9:,.0f} GB/s and makes {peaks} in a product of "
-        "matrices.",
+        f"{ours['bytes'] / 1e6:.0f}. This device copies at {copied / 1e9:,.0f} GB/s and reaches {peaks} in a matrix "
+        "product.",
     ]
     return "\n".join(lines)
 
@@ -366,10 +375,13 @@ REPORTS = {
     bench: ROOT / "benchmarks/bench-demo.json",
     biggan: ROOT / "benchmarks/generator.json",
 }
-"""The blocks and the files that they are made from."""
+"""The blocks, and the files that they are made from."""
 
-PAGES = {"generator.md": [generator], "faults.md": [faults], "performance.md": [scaling, bench, side_by_side, biggan]}
+PAGES = {"generators.md": [generator], "faults.md": [faults], "performance.md": [scaling, bench, side_by_side, biggan]}
 """The blocks of each page of docs/."""
+
+OF_THE_DEMO = {ROOT / "README.md": demo, ROOT / "docs/getting-started.md": demo_speed}
+"""The pages that show a run of the demo, and their blocks."""
 
 
 def written(name: str) -> str:
@@ -386,8 +398,9 @@ def main() -> None:
     parser.add_argument("report", type=Path, nargs="?", help="report.json of a finished demo")
     args = parser.parse_args()
     if args.report:
-        readme = ROOT / "README.md"
-        readme.write_text(fill(readme.read_text(), "demo", demo(json.loads(args.report.read_text()))))
+        report = json.loads(args.report.read_text())
+        for page, block in OF_THE_DEMO.items():
+            page.write_text(fill(page.read_text(), block.__name__, block(report)))
     for name in PAGES:
         (ROOT / "docs" / name).write_text(written(name))
 

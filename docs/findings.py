@@ -2,8 +2,8 @@
 
     python docs/findings.py     # writes docs/findings.md, its pictures and README's table from docs/findings.json again
 
-`jobs/reproduce.py` trains the runs and calls this with what the store has of them. No figure of the page, and no word
-about which side a comparison falls on, is typed by hand.
+`jobs/reproduce.py` trains the runs and calls this with what the store has of them. No figure on the page, and no
+verdict on a comparison, is typed by hand.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "jobs"))
 
 from figures import fill  # noqa: E402
-from reproduce import BASE, COMMON, FINDINGS, PRESET, Finding, others_beside  # noqa: E402
+from reproduce import BASE, COMMON, FINDINGS, PRESET, Finding, count_overlapping  # noqa: E402
 from scipy import stats  # noqa: E402
 
-from genray import compare, curves  # noqa: E402
-from genray.compare import FINAL, FLOORS, Found, Group  # noqa: E402
-from genray.settings import UserError  # noqa: E402
+from genray.config.errors import UserError  # noqa: E402
+from genray.tracking import compare, plots  # noqa: E402
+from genray.tracking.compare import BASELINES, FINAL, FinishedRun, Group  # noqa: E402
 
 DOCS = ROOT / "docs"
 LINEAR, KNN = f"{FINAL}linear", f"{FINAL}knn"
@@ -39,7 +39,7 @@ IN_README = {
     "real, pixel augmentation alone": REAL,
     "real, with labels (supervised)": SUPERVISED,
 }
-"""What README tells of, in its words, and the ways of the finding `views`."""
+"""The rows of README's table, and the ways of the finding `views` that they show."""
 LINES = (REAL, SUPERVISED)
 """Ways that are lines in the pictures of the other findings."""
 SURE = 0.95
@@ -163,18 +163,18 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
     ),
 }
 NOTES = {
-    "crops": "This was asked after the other findings were known: the preset's crops were chosen for latent views, and "
-    "what others reach with them need not be their best. The better crops of a way are those with the higher mean.",
+    "crops": "This was asked after the other findings were known. The preset's crops were chosen for latent views, and "
+    "need not be the best ones for the other ways. The better crops of a way are those with the higher mean.",
     "latent": "The steered walks and the navigator are those that ship with genray. The navigator was learned with "
-    "smaller crops than these runs', and goes less far than gaussian views; steered views go farther. So this compares "
-    "them as they are, and not the kinds of views at equal distance.",
-    "anchors": "Neighbours are new each time in all of these runs, so a pool of anchors is not a stored data set. "
-    "A pool that is larger than what a run shows is never seen again, and then is as good as endless.",
+    "smaller crops than these runs use, and moves less far than gaussian views do; steered views move farther. So this "
+    "compares them as they are, and not the kinds of views at equal distance.",
+    "anchors": "Neighbours are new each time in all of these runs, so a limited number of anchors is not a stored data "
+    "set. Anchors that outnumber what a run shows are never seen again, and are then as good as endless.",
 }
 """What a reader must know of a finding, none of it measured by its runs."""
 
 
-def record(findings: Mapping[str, Finding], seeds: Sequence[int], found: Mapping[str, Found]) -> dict[str, Any]:
+def record(findings: Mapping[str, Finding], seeds: Sequence[int], found: Mapping[str, FinishedRun]) -> dict[str, Any]:
     """What the page needs of the runs: by finding, way and seed their names, by name their metrics; and how made."""
     base = {str(seed): name for seed in seeds if (name := BASE.name(seed)) in found}
     recorded = {
@@ -205,14 +205,16 @@ def record(findings: Mapping[str, Finding], seeds: Sequence[int], found: Mapping
     }
 
 
-def _shared(run: Found) -> dict[str, str]:
+def _shared(run: FinishedRun) -> dict[str, str]:
     """Its settings that no way sets; of those of the views, the source and the objective each way has its own."""
     set_by_ways = {path for finding in FINDINGS.values() for way in finding.ways for path in way.settings}
-    own = ("name", "seed", "storage_path", "training.steps", "tracking.", "view.", "source.", "objective.", "generator")
+    of_way = ("name", "seed", "storage_path", "training.steps", "tracking.", "view.", "source.", "objective.")
+    of_rendering = ("generator.", "pool.", "render_on")
+    own = of_way + of_rendering
     return {path: value for path, value in run.params.items() if path not in set_by_ways and not path.startswith(own)}
 
 
-def _kept(run: Found, found: Mapping[str, Found]) -> dict[str, Any]:
+def _kept(run: FinishedRun, found: Mapping[str, FinishedRun]) -> dict[str, Any]:
     metrics = {key: value for key, value in run.metrics.items() if key.startswith(KEPT)}
     changed = run.tags.get("mlflow.source.git.dirty") == "true"
     return {
@@ -220,7 +222,7 @@ def _kept(run: Found, found: Mapping[str, Found]) -> dict[str, Any]:
         "steps": float(run.params["training.steps"]),
         "started": run.started,
         "ended": run.ended,
-        "others_beside": others_beside(run, found.values()),
+        "others_beside": count_overlapping(run, found.values()),
         "commit": run.tags.get("mlflow.source.git.commit", "unknown")[:8] + (" with changes" if changed else ""),
     }
 
@@ -256,7 +258,7 @@ def groups(recorded: Mapping[str, Any], key: str) -> dict[str, Group]:
     return {
         title: Group(
             _values(title, bool(finding["axis"])),
-            tuple(Found(seed, {}, recorded["runs"][name], {}) for seed, name in way["runs"].items()),
+            tuple(FinishedRun(seed, {}, recorded["runs"][name], {}) for seed, name in way["runs"].items()),
         )
         for title, way in finding["ways"].items()
     }
@@ -288,42 +290,41 @@ def page(recorded: Mapping[str, Any]) -> str:
     lines = [
         "# The paper's findings, on the embedded generator",
         "",
-        "Digit scenes are a small and easy world. Their generator was told what varies in them, such as position",
-        "and colour ([generator.md](generator.md)); a GAN is not. What holds here need not hold for ImageNet, and",
-        "what fails here need not fail there.",
+        "Digit scenes are a small and easy world. The generator was trained on their known factors of variation, such",
+        "as position and colour ([the embedded generator](generators.md#the-embedded-generator)); a GAN is not. What",
+        "holds here need not hold for ImageNet, and what fails here need not fail there.",
         "",
         "- **Tx** is pixel augmentation: each view is cropped and recoloured at random. **Tz** is a latent view:",
         "  another image, rendered from a neighbour of the anchor's latent. **Tz + Tx** is both.",
-        "- **SimCLR** uses no labels. **SupCon** also pulls together images of one class: of the class that the",
-        "  generator was asked for, or of the digit that a real image shows.",
+        "- **SimCLR** uses no labels. **SupCon** also attracts images of one class: the class that the generator was",
+        "  asked for, or the digit that a real image shows.",
         "- **Real images** are scenes of the digits that the generator was trained on. Among them are the images that",
         "  the probes are trained on; runs on generated images never see those.",
-        f"- The encoder is that of the preset `{PRESET}`, with {_told(common)}: equally",
-        "  many updates for all runs, where nothing else is said. Figures are means over the seeds, ± one standard",
+        f"- The encoder is that of the preset `{PRESET}`, with {_told(common)}: the same",
+        "  number of updates for all runs, unless stated otherwise. Figures are means over the seeds ± one standard",
         "  deviation.",
-        "- All are judged on the test split, whose digits no generator and no run was trained on. But the preset's",
-        "  crops, and the batch, the steps and the learning rate here, were chosen on Tz + Tx, SimCLR with test",
-        "  accuracies in view, and a first series with fewer steps was discarded.",
+        "- All are judged on the test split, on whose digits neither the generator nor any run was trained. But the",
+        "  preset's crops, and the batch, the steps and the learning rate here, were chosen on Tz + Tx, SimCLR with",
+        "  test accuracies in view, and a first series with fewer steps was discarded.",
         "- Three seeds were planned. After their results were seen, more seeds of the first finding were begun,",
         "  stopped, and left out.",
         "",
         "```",
-        "python jobs/reproduce.py                        # every run, then this page; goes on where it was stopped",
+        "python jobs/reproduce.py                        # every run, then this page; resumes where it was stopped",
         "genray compare findings --sweep findings        # the same runs from their MLflow store, as one table",
         "python docs/findings.py                         # this page again, from docs/findings.json",
         "```",
         "",
-        f"{len(runs)} runs took {_clock(runs) / 3600:.1f} hours, {alone} of them alone and {len(runs) - alone} beside "
-        f"others, for whose findings no minutes are told ({made['cpus']} CPU cores, "
+        f"{len(runs)} runs took {clock(runs) / 3600:.1f} hours, {alone} of them alone and {len(runs) - alone} at the "
+        f"same time as others; for findings of the latter no minutes are given ({made['cpus']} CPU cores, "
         f"{made['gpus']} GPUs; {versions}, commit {commits}).",
         "",
         "## What agrees with the paper, and what does not",
         "",
-        "Each row is a difference in points between runs of the same seed, which begin with the same weights:",
-        f"the mean, and in brackets the interval that holds it with {SURE:.0%} confidence, for that row alone.",
-        f"A way is better if its interval lies above 0, and is not if it lies below {MARGIN:g}. A way is as good, or",
-        f"matches, if its interval lies above -{MARGIN:g}, and does not if it lies below that. All else is not",
-        "decided.",
+        "Each row is a difference in points between runs of the same seed, which start from the same weights: the",
+        f"mean, and in brackets its {SURE:.0%} confidence interval, for that row alone. A way is better if its",
+        f"interval lies above 0, and is not if it lies below {MARGIN:g}. A way is as good, or matches, if its interval",
+        f"lies above -{MARGIN:g}, and does not if it lies below that. Everything else is not decided.",
         "",
         f"| claim | compared | found by | {' | '.join(JUDGES)} |",
         f"|---|---|---|{'---|' * len(JUDGES)}",
@@ -349,11 +350,11 @@ def page(recorded: Mapping[str, Any]) -> str:
 
 def _learned(group: Group) -> bool:
     """Whether training made the encoder better, by the same intervals as a claim."""
-    gain = _gain(_by_seed(group, LINEAR), _by_seed(group, f"{FLOORS['untrained']}linear"))
+    gain = _gain(_by_seed(group, LINEAR), _by_seed(group, f"{BASELINES['untrained']}linear"))
     return gain is None or gain[1] > 0
 
 
-def _clock(runs: Sequence[Mapping[str, float]]) -> float:
+def clock(runs: Sequence[Mapping[str, float]]) -> float:
     """Seconds in which at least one of the runs went on."""
     total = until = 0.0
     for started, ended in sorted((run["started"], run["ended"]) for run in runs):
@@ -389,10 +390,12 @@ def _told(settings: Mapping[str, Any]) -> str:
 
 def _floors(recorded: Mapping[str, Any]) -> list[str]:
     """What is reached without training, which the pictures have as dashed lines."""
-    runs = Group((), tuple(Found(seed, {}, recorded["runs"][name], {}) for seed, name in recorded["base"].items()))
+    runs = Group(
+        (), tuple(FinishedRun(seed, {}, recorded["runs"][name], {}) for seed, name in recorded["base"].items())
+    )
     cells = [
         f"{name} {compare.shown(runs, f'{prefix}knn')} by kNN, {compare.shown(runs, f'{prefix}linear')} by linear probe"
-        for name, prefix in FLOORS.items()
+        for name, prefix in BASELINES.items()
     ]
     return [f"Without training: {'; '.join(cells)} (dashed in the pictures)."]
 
@@ -432,7 +435,7 @@ def write(directory: Path, recorded: Mapping[str, Any]) -> None:
     for key, finding in recorded["findings"].items():
         ways, picture = list(groups(recorded, key).values()), directory / f"findings-{key}.png"
         lines = {title: beside[title] for title in LINES if title in beside and key != "views"}
-        curves.contrast(ways, (finding["axis"] or "",), (KNN, LINEAR), picture, lines)
+        plots.draw_groups(ways, (finding["axis"] or "",), (KNN, LINEAR), picture, lines)
 
 
 def read(directory: Path) -> dict[str, Any]:

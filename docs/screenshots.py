@@ -26,7 +26,7 @@ from urllib.parse import quote
 
 from browser import Page, page
 
-from genray import tracking_store
+from genray.tracking import mlflow_store
 
 DOCS = Path(__file__).parent
 PATIENCE_S = 120.0
@@ -98,8 +98,8 @@ def main() -> None:
     parser.add_argument("--experiment", default="genray")
     parser.add_argument("--sweep", required=True)
     asked = parser.parse_args()
-    store = tracking_store.beside(asked.runs)
-    client = tracking_store.connect(store)
+    store = mlflow_store.address_in(asked.runs)
+    client = mlflow_store.connect(store)
     experiment = client.get_experiment_by_name(asked.experiment).experiment_id
     chosen = f"tags.sweep = '{asked.sweep}' AND tags.kind = 'run'"
     runs = list(client.search_runs([experiment], chosen))

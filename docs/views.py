@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from genray import configure, preview
-from genray.views import Renderer
+from genray.config import load
+from genray.stream.renderer import Renderer
+from genray.views import preview
 
 VIEWS = {
     "gaussian, std 1": "--view.kind gaussian",
@@ -36,8 +37,8 @@ def blocks() -> list[tuple[str, np.ndarray]]:
     """Captions and images, uint8 `[anchors, views, 3, H, W]`."""
     found = []
     for caption, line in VIEWS.items():
-        config = configure.load("demo", ["--stream.num_views", str(SHOWN), *line.split(), "--stream.batch_size", "16"])
-        found.append((caption, Renderer(config, "cpu").shown(np.arange(ANCHORS))["views"]))
+        config = load.load("demo", ["--stream.num_views", str(SHOWN), *line.split(), "--stream.batch_size", "16"])
+        found.append((caption, Renderer(config, "cpu").block_at(np.arange(ANCHORS))["views"]))
     return found
 
 
