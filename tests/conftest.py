@@ -23,14 +23,6 @@ _CACHE = tempfile.TemporaryDirectory(prefix="genray-cache-", ignore_cleanup_erro
 os.environ["GENRAY_CACHE"] = _CACHE.name
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start a Ray run one after the other, while another worker runs the rest; two Rays are too many."""
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-
-
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache directory."""
