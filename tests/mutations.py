@@ -111,11 +111,10 @@ def caught(mutation: Mutation) -> bool:
     with tempfile.TemporaryDirectory(prefix="genray-mutation-") as directory:
         copy = Path(directory)
         for name in COPIED:
-            source = ROOT / name
-            ignored = shutil.ignore_patterns("__pycache__")
-            (shutil.copytree if source.is_dir() else shutil.copy)(
-                source, copy / name, **({"ignore": ignored} if source.is_dir() else {})
-            )
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(ROOT / name, copy / name)
         file = copy / "genray" / mutation.file
         text = file.read_text()
         if text.count(mutation.old) != 1:
@@ -124,17 +123,7 @@ def caught(mutation: Mutation) -> bool:
             )
         file.write_text(text.replace(mutation.old, mutation.new))
         run = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "pytest",
-                "-x",
-                "-q",
-                "--durations=0",
-                "-p",
-                "no:cacheprovider",
-                f"tests/{mutation.tests}",
-            ],
+            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/{mutation.tests}"],
             cwd=copy,
             env={**os.environ, "PYTHONPATH": directory},
             capture_output=True,

@@ -231,9 +231,7 @@ def _with_micro_batch(config: Config, address: str | None, say: Callable[[str], 
     say("measuring for generator.micro_batch")
     with ray_cluster.joined(address) as autoscaling:
         ray_cluster.check_placement(config, autoscaling)
-        size = micro_batch.measure_by_task(config)
-    say(f"generator.micro_batch = {size}")
-    return replace(config, generator=replace(config.generator, micro_batch=size))
+        return micro_batch.with_measured(config, say)
 
 
 def missing_tickets(shards: Shards, first: int, last: int) -> tuple[int, ...]:
